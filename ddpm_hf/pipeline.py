@@ -1,0 +1,232 @@
+"""DDPMCustomPipeline: a network and a scheduler that make images, in a folder that plain diffusers reads too."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ddpm_hf.images import to_pil, to_uint8, to_unit_range
+from ddpm_hf.sampling import denoise, generators_of, image_shape
+from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
+from ddpm_hf.unet import UNet2DModel
+
+OURS: dict[str, Any] = {cls.__name__: cls for cls in (UNet2DModel, DDPMScheduler, DDIMScheduler)}
+"""The classes that stand in the place of diffusers' of the same names."""
+
+OUTPUT_TYPES = ("pil", "np", "pt", "uint8")
+
+
+class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
+    """Unconditional or class-conditional image generation with DDPM, DDIM or any other diffusers scheduler.
+
+    `save_pretrained` writes a folder that names diffusers' own classes, so plain diffusers loads it without this
+    package; `from_pretrained` loads that folder, and any diffusers DDPM or DDIM one, with the classes of this package.
+
+    Args:
+        unet: ours, or diffusers' (made ours, sharing its weights).
+        scheduler: ours, or diffusers' DDPM or DDIM (made ours), or any other of diffusers' (taken as it is).
+
+    Example:
+        >>> pipe = DDPMCustomPipeline.from_pretrained("google/ddpm-cifar10-32")
+        >>> pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        >>> images = pipe(seeds=range(16), num_inference_steps=100, timestep_spacing="quadratic").images
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    # The loader looks at these annotations: `from_pipe` keeps a component only if its type is among them.
+    def __init__(
+        self,
+        unet: UNet2DModel | diffusers.UNet2DModel,
+        scheduler: DDPMScheduler | DDIMScheduler | diffusers.DDPMScheduler | diffusers.DDIMScheduler,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=_adopt_unet(unet), scheduler=_adopt_scheduler(scheduler))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        seeds: Sequence[int] | None = None,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        timestep_spacing: str | None = None,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        guidance_scale: float = 1.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Make images.
+
+        Args:
+            batch_size: how many; as many as there are seeds or else class labels when None, or one.
+            generator: one, or one per image; with it diffusers' DDPMPipeline and DDIMPipeline give the same images.
+            seeds: one per image, in place of a generator. An image depends on its own seed alone: it is the same in
+                any batch and, but for rounding, on any device.
+            num_inference_steps: S, at most T. When None, 50, or all T for a DDPMScheduler.
+            timesteps: the times to visit, descending, in place of S.
+            timestep_spacing: how S times are chosen, in place of the scheduler's own; one of
+                `time_grids.TIMESTEP_SPACINGS`.
+            eta: 0 (DDIM) .. 1 (DDPM's noise), for a DDIMScheduler.
+            use_clipped_model_output: see `DDIMScheduler.step`.
+            class_labels: one for all, or one per image.
+            guidance_scale: classifier-free guidance; 1 is none. The network's last class stands for "no class".
+            output_type: `pil` images; `np` float32 (B, H, W, C) in [0, 1]; `pt` float (B, C, H, W) in [0, 1];
+                `uint8` (B, C, H, W).
+            return_dict: False for the plain tuple (images,).
+            callback_on_step_end: called as f(pipe, i, t, {"sample": x_s, "pred_original_sample": x_0}) after each step;
+                a "sample" in the dict that it returns is gone on with.
+
+        Raises:
+            ValueError: for arguments that do not fit together or the model, in one sentence.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} is not known; use one of {', '.join(OUTPUT_TYPES)}.")
+        batch_size = _batch_size_of(batch_size, generator, seeds, class_labels)
+        if seeds is not None:
+            generator = generators_of(seeds)
+        device = self._execution_device
+        if class_labels is not None:
+            class_labels = torch.as_tensor(class_labels, dtype=torch.int64, device=device).expand(batch_size)
+        self._set_timesteps(num_inference_steps, timesteps, timestep_spacing)
+
+        def on_step(i: int, t: Tensor, x_s: Tensor, x_0: Tensor | None) -> Tensor:
+            assert callback_on_step_end is not None
+            changed = callback_on_step_end(self, i, t, {"sample": x_s, "pred_original_sample": x_0})
+            return changed.get("sample", x_s) if changed else x_s
+
+        noise = randn_tensor((batch_size, *image_shape(self.unet)), generator, device=device, dtype=self.unet.dtype)
+        x_0 = denoise(
+            self.unet,
+            self.scheduler,
+            noise,
+            generator=generator,
+            class_labels=class_labels,
+            guidance_scale=guidance_scale,
+            on_step=on_step if callback_on_step_end else None,
+            progress=self.progress_bar,
+            eta=eta,
+            use_clipped_model_output=use_clipped_model_output,
+        )
+        self.maybe_free_model_hooks()
+        images = _as_output(x_0, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _set_timesteps(
+        self, num_inference_steps: int | None, timesteps: Sequence[int] | None, timestep_spacing: str | None
+    ) -> None:
+        if timesteps is None and num_inference_steps is None:
+            total = self.scheduler.config.num_train_timesteps
+            num_inference_steps = total if isinstance(self.scheduler, DDPMScheduler) else min(50, total)
+        asked = {
+            "num_inference_steps": num_inference_steps,
+            "timesteps": timesteps,
+            "timestep_spacing": timestep_spacing,
+        }
+        asked = {name: value for name, value in asked.items() if value is not None}
+        try:
+            self.scheduler.set_timesteps(**asked)
+        except TypeError:
+            raise ValueError(
+                f"{type(self.scheduler).__name__}.set_timesteps does not take {', '.join(asked)} together; use "
+                "DDIMScheduler, or give num_inference_steps only."
+            ) from None
+
+    def to_json_string(self) -> str:
+        """The folder's index (`save_pretrained` and `push_to_hub` write it): diffusers' names, and no local path."""
+        index = json.loads(super().to_json_string())
+        index["_class_name"] = "DDIMPipeline" if isinstance(self.scheduler, DDIMScheduler) else "DDPMPipeline"
+        index.pop("_name_or_path", None)
+        for name, entry in index.items():
+            if isinstance(entry, list) and entry[1] in OURS:
+                index[name] = ["diffusers", entry[1]]
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """The folder's index with our classes in the place of diffusers' (`from_pretrained` builds what it names).
+
+        Raises:
+            ValueError: if the index is that of another kind of pipeline.
+            FileNotFoundError: if a local folder is missing, or is no pipeline's.
+        """
+        _check_local_folder(pretrained_model_name_or_path)
+        config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        index = config[0] if isinstance(config, tuple) else config
+        _check_index(index, str(pretrained_model_name_or_path))
+        for name, entry in index.items():
+            if isinstance(entry, list | tuple) and entry[0] == "diffusers" and entry[1] in OURS:
+                index[name] = [OURS[entry[1]].__module__, entry[1]]
+        return config
+
+
+def _adopt_unet(unet: Any) -> Any:
+    """Our class with the same weights (shared, not copied) in the place of diffusers' UNet2DModel."""
+    if type(unet) is not diffusers.UNet2DModel:
+        return unet
+    with torch.device("meta"):
+        ours = UNet2DModel.from_config(unet.config)
+    ours.load_state_dict(unet.state_dict(), assign=True)
+    return ours.train(unet.training)
+
+
+def _adopt_scheduler(scheduler: Any) -> Any:
+    is_theirs = type(scheduler) in (diffusers.DDPMScheduler, diffusers.DDIMScheduler)
+    return OURS[type(scheduler).__name__].from_config(scheduler.config) if is_theirs else scheduler
+
+
+def _batch_size_of(batch_size: int | None, generator: Any, seeds: Sequence[int] | None, class_labels: Any) -> int:
+    """The number of images that all arguments agree on."""
+    if generator is not None and seeds is not None:
+        raise ValueError("Give either generator or seeds, and not both.")
+    lengths = {"batch_size": batch_size}
+    for name, value in (("seeds", seeds), ("generators", generator), ("class_labels", class_labels)):
+        if isinstance(value, Sequence) or (isinstance(value, Tensor) and value.ndim > 0):
+            lengths[name] = len(value)
+    given = {name: length for name, length in lengths.items() if length is not None}
+    if len(set(given.values())) > 1:
+        counts = ", ".join(f"{length} by {name}" for name, length in given.items())
+        raise ValueError(f"The number of images is given as {counts}; make them equal.")
+    size = next(iter(given.values()), 1)
+    if size < 1:
+        raise ValueError(f"The number of images is {size}; ask for at least one.")
+    return size
+
+
+def _as_output(x_0: Tensor, output_type: str) -> Any:
+    if output_type == "pt":
+        return to_unit_range(x_0)
+    if output_type == "np":
+        return to_unit_range(x_0.float()).cpu().permute(0, 2, 3, 1).numpy()
+    return to_pil(to_uint8(x_0)) if output_type == "pil" else to_uint8(x_0)
+
+
+def _check_local_folder(source: Any) -> None:
+    """Say in one sentence what is wrong with a local folder, before diffusers takes its path for a Hub id."""
+    path = Path(source)
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        hint = "; it holds a single model, for UNet2DModel.from_pretrained" if (path / "config.json").is_file() else ""
+        raise FileNotFoundError(f"{source} has no model_index.json, so it is not a pipeline's folder{hint}.")
+    is_hub_id = len(path.parts) <= 2 and not path.is_absolute() and path.parts[:1] not in ((".",), ("..",), ("~",))
+    if not path.exists() and not is_hub_id:
+        raise FileNotFoundError(f"{source} does not exist; give a pipeline's folder, or a Hub id such as owner/name.")
+
+
+def _check_index(index: dict[str, Any], source: str) -> None:
+    components = {name: entry[1] for name, entry in index.items() if isinstance(entry, list | tuple)}
+    if set(components) != {"unet", "scheduler"} or components["unet"] != "UNet2DModel":
+        parts = ", ".join(f"{name}: {class_name}" for name, class_name in sorted(components.items()))
+        raise ValueError(
+            f"{source} holds a {index.get('_class_name')} ({parts}); DDPMCustomPipeline loads pipelines of a "
+            "UNet2DModel and a scheduler, such as DDPMPipeline and DDIMPipeline."
+        )

@@ -1,0 +1,163 @@
+"""From noise, or from seeds, to images: the reverse process run by any scheduler, on one process or many."""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpm_hf.images import to_uint8
+
+OnStep = Callable[[int, Tensor, Tensor, Tensor | None], Tensor]
+"""(index of the step, t, x_s, predicted x_0 or None) -> the x_s to go on with."""
+
+
+def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator per image, on the CPU, so that a seed gives the same noise in any batch and on any device."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def image_shape(unet: Any) -> tuple[int, int, int]:
+    """(C, H, W) of what the network makes.
+
+    Raises:
+        ValueError: if the network's config does not say how large its images are.
+    """
+    size = unet.config.sample_size
+    if size is None:
+        raise ValueError(
+            "the UNet's config has sample_size=None; set it to the images' size, an int or (height, width)."
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return unet.config.in_channels, height, width
+
+
+def null_label(unet: Any) -> int:
+    """The class index that stands for "no class" in classifier-free guidance (Ho & Salimans 2022): the last one.
+
+    Raises:
+        ValueError: if the network knows no classes.
+    """
+    if unet.config.num_class_embeds is None:
+        raise ValueError("guidance_scale needs a class-conditional model, and this UNet has num_class_embeds=None.")
+    return int(unet.config.num_class_embeds) - 1
+
+
+@torch.no_grad()
+def denoise(
+    unet: Any,
+    scheduler: Any,
+    x_t: Tensor,
+    *,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    class_labels: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    on_step: OnStep | None = None,
+    progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
+    **step_options: Any,
+) -> Tensor:
+    """Run the reverse process over the scheduler's present grid.
+
+    Args:
+        unet: called as unet(x_t, t, class_labels).
+        scheduler: any diffusers scheduler whose `set_timesteps` has been called.
+        x_t: (B, C, H, W), noise of unit variance, on the network's device.
+        generator: for the noise of later steps; one, or one per image.
+        class_labels: int64 (B,) on the network's device.
+        guidance_scale: w of unconditional + w (conditional - unconditional); 1 is no guidance.
+        on_step: sees, and may change, each step's result.
+        progress: wraps the times, for a progress bar.
+        step_options: for `scheduler.step`, such as eta; one that it does not take must be None or 0.
+
+    Returns:
+        (B, C, H, W) of about [-1, 1].
+
+    Raises:
+        ValueError: for a step option that this scheduler lacks, or guidance without classes.
+    """
+    options = _options_for(scheduler, {"generator": generator, **step_options})
+    unconditional = None
+    if guidance_scale != 1.0:
+        null = null_label(unet)
+        if class_labels is None:
+            raise ValueError("guidance_scale needs class_labels, the classes to guide to.")
+        unconditional = torch.full_like(class_labels, null)
+    x_t = x_t * scheduler.init_noise_sigma
+    for i, t in enumerate(progress(scheduler.timesteps)):
+        model_input = scheduler.scale_model_input(x_t, t)
+        if unconditional is None or class_labels is None:
+            model_output = unet(model_input, t, class_labels).sample
+        else:
+            labels = torch.cat([unconditional, class_labels])
+            without, given = unet(torch.cat([model_input, model_input]), t, labels).sample.chunk(2)
+            model_output = without + guidance_scale * (given - without)
+        result = scheduler.step(model_output, t, x_t, **options)
+        x_t = result.prev_sample
+        if on_step is not None:
+            x_t = on_step(i, t, x_t, getattr(result, "pred_original_sample", None))
+    return x_t
+
+
+def _options_for(scheduler: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Those that `scheduler.step` takes; one that it lacks may only say what it would do anyway."""
+    known = inspect.signature(scheduler.step).parameters
+    for name, value in options.items():
+        if name not in known and name != "generator" and value:
+            raise ValueError(
+                f"{type(scheduler).__name__} has no {name}, and {name}={value!r} was given; use DDIMScheduler."
+            )
+    return {name: value for name, value in options.items() if name in known and value is not None}
+
+
+def sample_images(
+    unet: Any,
+    scheduler: Any,
+    num_images: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 128,
+    class_labels: Tensor | None = None,
+    accelerator: Accelerator | None = None,
+    show_progress: bool = False,
+    **options: Any,
+) -> Tensor:
+    """Images 0 .. num_images-1, where image i is made from seed + i alone, shared out over all processes.
+
+    Batches are cut from the whole, so any number of processes computes the same ones, to the same bits.
+
+    Args:
+        unet: the network, on its device; evaluated without dropout.
+        scheduler: with its grid set.
+        num_images: N, the same on every process.
+        seed: of image 0.
+        batch_size: images computed at once.
+        class_labels: int64 (N,).
+        accelerator: its processes share the work; None for this process alone.
+        show_progress: a bar with images, rate and ETA.
+        options: as in `denoise`.
+
+    Returns:
+        uint8 (N, C, H, W) on the CPU, the same on every process.
+    """
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = next(unet.parameters()).device
+    images = torch.zeros(num_images, *image_shape(unet), dtype=torch.uint8, device=device)
+    was_training = unet.training
+    unet.eval()
+    starts = range(rank * batch_size, num_images, processes * batch_size)
+    for start in tqdm(starts, desc="sampling", unit="batch", disable=not show_progress, leave=False):
+        stop = min(start + batch_size, num_images)
+        generators = generators_of(range(seed + start, seed + stop))
+        noise = randn_tensor((stop - start, *image_shape(unet)), generator=generators, device=device, dtype=unet.dtype)
+        labels = None if class_labels is None else class_labels[start:stop].to(device)
+        images[start:stop] = to_uint8(
+            denoise(unet, scheduler, noise, generator=generators, class_labels=labels, **options)
+        )
+    unet.train(was_training)
+    if accelerator is not None and processes > 1:
+        images = accelerator.reduce(images, reduction="sum")  # every image is zero on all processes but one
+    return images.cpu()

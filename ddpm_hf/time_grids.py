@@ -1,0 +1,72 @@
+"""Which of the T training times a sampler visits."""
+
+import operator
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+TIMESTEP_SPACINGS: Final = ("leading", "linspace", "trailing", "quadratic")
+"""The ways to choose S of T times; see `inference_timesteps`."""
+
+
+def inference_timesteps(
+    spacing: str, num_inference_steps: int, num_train_timesteps: int, steps_offset: int = 0
+) -> list[int]:
+    """The times that a sampler visits, from the noisiest to the cleanest.
+
+    * `leading`, `linspace`, `trailing`: Lin et al. 2023, table 2. `leading` adds `steps_offset` to each time.
+    * `quadratic`: the squares of an even grid up to sqrt(0.8 T) (Song et al. 2021, appendix D.2), rounded. Squares that
+      round to the same time are visited once, so S = 100 of T = 1000 gives 97 steps.
+
+    A single step starts where the noise is, at the top of the grid.
+
+    Raises:
+        ValueError: for an unknown spacing, S outside 1 .. T, or times outside 0 .. T-1.
+    """
+    steps, total = num_inference_steps, num_train_timesteps
+    if not 1 <= steps <= total:
+        raise ValueError(f"num_inference_steps={steps} cannot be taken of {total} training steps; use 1 .. {total}.")
+    if spacing == "leading":
+        times = np.arange(steps)[::-1] * (total // steps) + steps_offset
+    elif spacing == "linspace":
+        times = np.linspace(0, total - 1, steps)[::-1] if steps > 1 else np.array([total - 1])
+    elif spacing == "trailing":
+        times = np.round(np.arange(total, 0, -total / steps))[:steps] - 1  # rounding can make arange one too long
+    elif spacing == "quadratic":
+        top = min(0.8 * total, total - 1) ** 0.5
+        # In float32, as the reference implementation's: it decides which way ties are rounded.
+        roots = torch.linspace(0, top, steps) if steps > 1 else torch.tensor([top])
+        times = roots.flip(0).square().numpy()
+    else:
+        raise ValueError(f"timestep_spacing={spacing!r} is not known; use one of {', '.join(TIMESTEP_SPACINGS)}.")
+    grid = [int(t) for t in dict.fromkeys(np.round(times))]
+    if grid[0] >= total:
+        raise ValueError(
+            f"{steps} {spacing} steps with steps_offset={steps_offset} start at {grid[0]}, but the last of {total} "
+            f"training steps is {total - 1}; use fewer steps or a smaller steps_offset."
+        )
+    return grid
+
+
+def as_int(name: str, value: Any) -> int:
+    """One integer of an int, a numpy integer or an integer tensor of one element; anything else is a ValueError."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r} is not one integer; give one for the whole batch.") from None
+
+
+def custom_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> list[int]:
+    """A user's own times, checked: integers, strictly descending, within 0 .. T-1; a ValueError says what is not so."""
+    grid = [as_int("an entry of timesteps", t) for t in timesteps]
+    if not grid:
+        raise ValueError("timesteps is empty; give at least one.")
+    for before, after in pairwise(grid):
+        if after >= before:
+            raise ValueError(f"timesteps must descend, but {after} follows {before}; sort them, without repeats.")
+    if grid[0] >= num_train_timesteps or grid[-1] < 0:
+        raise ValueError(f"timesteps go from {grid[0]} to {grid[-1]}, outside {num_train_timesteps - 1} .. 0.")
+    return grid

@@ -1,0 +1,35 @@
+"""What every test stands on: no network, few threads, our own cache folder."""
+
+import os
+import socket
+import tempfile
+
+# Read at import by huggingface_hub and datasets, so set before any test module is loaded.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ddpm_hf_tests_")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to anything but this machine fails the test at once."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and address[0] not in LOOPBACK:
+            raise RuntimeError(f"this test tried to reach {address}; default tests need no network")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """Seed 0."""
+    return torch.Generator().manual_seed(0)
