@@ -51,13 +51,22 @@ def main() -> None:
         show_progress = accelerator.is_main_process and not config.quiet and sys.stderr.isatty()
         if not show_progress:
             datasets.disable_progress_bars()
-        data, unet, scheduler, batches = build(config, accelerator)
-    except (ValueError, NotImplementedError) as error:
+        with accelerator.local_main_process_first():
+            data, held_out = load_data(config)
+        unet, scheduler, sampler = build(config, accelerator.device)
+        check_fit(data, unet, scheduler, config.training)
+        if unet.config.num_class_embeds is None:
+            data = dataclasses.replace(data, labels=None)
+        batches = Batches(
+            data, config.training.batch_size, len(scheduler), config.seed, config.data.random_flip, accelerator
+        )
+        if accelerator.is_main_process:
+            config.output_dir.mkdir(parents=True, exist_ok=True)
+    except (ValueError, NotImplementedError, OSError) as error:
         fail(str(error))
 
     provenance = environment(accelerator)
     if accelerator.is_main_process:
-        config.output_dir.mkdir(parents=True, exist_ok=True)
         (config.output_dir / "config.yaml").write_text(config.to_yaml())
         write_json(config.output_dir / "environment.json", provenance)
         if not config.quiet:
@@ -72,8 +81,6 @@ def main() -> None:
 
     start = time.perf_counter()
     evaluation = config.evaluation
-    sampler = DDIMScheduler.from_config(scheduler.config, timestep_spacing=evaluation.timestep_spacing)
-    sampler.set_timesteps(evaluation.num_inference_steps, accelerator.device)
     with ema.averaged_weights():
         images = sample_images(
             unet,
@@ -81,7 +88,7 @@ def main() -> None:
             evaluation.num_images,
             seed=first_image_seed(config),
             batch_size=evaluation.batch_size,
-            class_labels=None if data.labels is None else data.labels[: evaluation.num_images],
+            class_labels=None if data.labels is None else data.labels[torch.arange(evaluation.num_images) % len(data)],
             accelerator=accelerator,
             show_progress=show_progress,
             eta=evaluation.eta,
@@ -93,7 +100,7 @@ def main() -> None:
     if accelerator.is_main_process:
         save_png(image_grid(images[:100], columns=10, scale=4), config.output_dir / "samples" / "grid.png")
         start = time.perf_counter()
-        scores = score(images, data) if is_scored(config) else {}
+        scores = {} if held_out is None else score(images, data, held_out)
         seconds["scoring"] = time.perf_counter() - start
         results = {
             "scores": scores,
@@ -105,25 +112,34 @@ def main() -> None:
             "environment": provenance,
         }
         write_json(config.output_dir / "metrics.json", results)
-        print(table(scores, len(images), len(data)) if scores else f"{data.name} is not scored: only the digits are.")
+        print(table(scores, len(images), len(data)) if scores else "No scores: only the digits' train split has them.")
         print(closing(config))
     accelerator.end_training()
 
 
-def build(config: Config, accelerator: Accelerator) -> tuple[ImageData, UNet2DModel, DDPMScheduler, Batches]:
-    """The data, the network, the noise schedule and the batches; a ValueError says what does not fit together."""
-    with accelerator.main_process_first():
-        data = load_image_data(config.data.name, config.data.split)
-    scheduler = DDPMScheduler(**config.diffusion)
+def load_data(config: Config) -> tuple[ImageData, ImageData | None]:
+    """The training images and, for the digits, as many held-out ones as will be drawn: real images to compare with."""
+    data = load_image_data(config.data.name, config.data.split)
+    if (config.data.name, config.data.split) != ("digits", "train"):
+        return data, None
+    wanted = config.evaluation.num_images
+    held_out = load_image_data("digits", f"test[:{wanted}]")
+    if not 4 <= wanted <= len(held_out):
+        raise ValueError(
+            f"evaluation.num_images is {wanted} and must be from 4, for precision and recall, to {len(held_out)}, "
+            "the number of digits held out"
+        )
+    return data, held_out
+
+
+def build(config: Config, device: torch.device) -> tuple[UNet2DModel, DDPMScheduler, DDIMScheduler]:
+    """The network, the process that it learns to reverse, and the sampler, with its grid of timesteps."""
     torch.manual_seed(seed_from("weights", config.seed))
     unet = UNet2DModel(**config.model)
-    check_fit(data, unet, scheduler)
-    if unet.config.num_class_embeds is None:
-        data = dataclasses.replace(data, labels=None)
-    batches = Batches(
-        data, config.training.batch_size, len(scheduler), config.seed, config.data.random_flip, accelerator
-    )
-    return data, unet, scheduler, batches
+    scheduler = DDPMScheduler(**config.diffusion)
+    sampler = DDIMScheduler.from_config(scheduler.config, timestep_spacing=config.evaluation.timestep_spacing)
+    sampler.set_timesteps(config.evaluation.num_inference_steps, device)
+    return unet, scheduler, sampler
 
 
 def train(
@@ -180,16 +196,10 @@ def train(
     return ema
 
 
-def is_scored(config: Config) -> bool:
-    """Whether the embedded network can judge the samples: it knows digits, and needs some that were not trained on."""
-    return config.data.name == "digits" and config.data.split == "train"
-
-
-def score(images: Tensor, data: ImageData) -> dict[str, dict[str, float]]:
-    """FID, precision and recall of the samples and of as many held-out images, both against the training images."""
+def score(images: Tensor, data: ImageData, held_out: ImageData) -> dict[str, dict[str, float]]:
+    """FID, precision and recall of the samples and of the held-out images, both against the training images."""
     network = DigitsFeatures.load()
-    held_out = load_image_data("digits", "test").images[: len(images)]
-    train, real, fake = (network(part) for part in (data.images, held_out, images))
+    train, real, fake = (network(part) for part in (data.images, held_out.images, images))
     scores = {"fid": {"samples": frechet_distance(fake, train), "held_out": frechet_distance(real, train)}}
     for name, of_samples, of_held_out in zip(
         ("precision", "recall"), precision_recall(train, fake), precision_recall(train, real), strict=True
@@ -228,10 +238,11 @@ def table(scores: dict[str, dict[str, float]], num_images: int, num_real: int) -
 
 
 def closing(config: Config) -> str:
+    folder = config.output_dir
     return (
-        f"\nEverything is in {config.output_dir}: the pipeline, samples/grid.png, metrics.json. To draw from it:\n\n"
+        f"\nEverything is in {folder}: the pipeline, samples/grid.png, metrics.json. To draw from it:\n\n"
         f"    from ddpm_hf import DDPMCustomPipeline\n"
-        f'    DDPMCustomPipeline.from_pretrained("{config.output_dir}")(num_inference_steps=100).images[0].show()\n'
+        f'    DDPMCustomPipeline.from_pretrained("{folder}")(num_inference_steps=100).images[0].save("image.png")\n'
     )
 
 

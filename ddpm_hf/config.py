@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class DataConfig:
     """The images to train on.
 
     Args:
-        name: "digits" (the embedded 8x8 digits), a parquet file, a folder of images, or the id of a data set on the Hub.
+        name: "digits" (the embedded 8x8 digits), a parquet file, a folder of images, or the id of a Hub data set.
         split: The part of the data set to train on; the embedded digits have "train" and "test".
         random_flip: Mirror each image left to right with probability 1/2.
     """
@@ -99,7 +100,7 @@ class EvaluationConfig:
 
     num_images: int = 500
     num_inference_steps: int = 50
-    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    timestep_spacing: Literal["leading", "trailing", "linspace", "quadratic"] = "leading"
     eta: float = 0.0
     batch_size: int = 128
 
@@ -129,7 +130,8 @@ class Config:
 
     def to_yaml(self) -> str:
         """The resolved settings as a recipe: ``--config`` on it gives this run again."""
-        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False, default_flow_style=None, width=120)
+        recipe: str = yaml.safe_dump(_plain(asdict(self)), sort_keys=False, default_flow_style=None, width=120)
+        return recipe
 
 
 def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
@@ -143,18 +145,20 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
     """
     # The recipe is found first and then read as defaults: so --help shows its values, and the order of the arguments
     # does not matter.
-    find_recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    find_recipe.add_argument("--config", type=Path, default=default_recipe)
-    recipe = find_recipe.parse_known_args(argv)[0].config
+    first = _FirstParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path, default=default_recipe)
+    first.add_argument("--print_config", action="store_true")
+    asked, rest = first.parse_known_args(argv)
+    recipe = asked.config
 
     parser = _make_parser(default_recipe)
     options = [*parser.get_defaults().keys(), *_GROUPS, "help"]
     settings = [key for key in options if key not in ("config", "print_config", "help")]
     _refuse_unknown(_keys_of_recipe(recipe), settings, f"the recipe {recipe}")
-    _refuse_unknown(_keys_of_command_line(argv), options, "the command line")
+    _refuse_unknown(_keys_of_command_line(rest), options, "the command line")
 
     parser.default_config_files = [str(recipe)]
-    namespace = parser.parse_args(list(argv))
+    namespace = parser.parse_args(rest)
     try:
         values = parser.instantiate(namespace)
         config = Config(
@@ -170,7 +174,7 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
         )
     except ValueError as error:
         fail(str(error))
-    if values.print_config:
+    if asked.print_config:
         print(config.to_yaml(), end="")
         raise SystemExit(0)
     return config
@@ -179,7 +183,9 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
 def fail(message: str, status: int = 2) -> NoReturn:
     """End the program with one sentence on stderr, said once however many processes there are."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(10)  # The launcher stops all processes when one ends, so the one that speaks must end first.
     raise SystemExit(status)
 
 
@@ -190,6 +196,11 @@ _GROUPS: dict[str, type] = {
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
 }
+
+
+class _FirstParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(message)
 
 
 class _Parser(ArgumentParser):

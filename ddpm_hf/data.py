@@ -60,8 +60,6 @@ def load_image_data(name: str, split: str) -> ImageData:
         raise ValueError(
             f"the data set {name!r} has no column of images, only {dataset.column_names}; name another one"
         )
-    if len(dataset) == 0:
-        raise ValueError(f"split {split!r} of the data set {name!r} is empty; name another one")
 
     grey = dataset[0][columns[0]].mode in ("1", "L")
     arrays = [np.asarray(image.convert("L" if grey else "RGB")) for image in dataset[columns[0]]]
@@ -82,8 +80,8 @@ def load_image_data(name: str, split: str) -> ImageData:
 def batch_indices(step: int, batch_size: int, num_images: int, seed: int) -> npt.NDArray[np.int64]:
     """The images of the batch of ``step``, ``(batch_size,)``: a function of its arguments alone.
 
-    The batches are cut one after the other from an endless row of permutations of all the images, one for each pass over
-    the data, keyed by ``(seed, pass)``: each image appears once in each pass, and a batch may span two of them.
+    The batches are cut one after the other from an endless row of permutations of all the images, one for each pass
+    over the data, keyed by ``(seed, pass)``: each image appears once in each pass, and a batch may span two of them.
     """
     position = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, offsets = np.divmod(position, num_images)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ddpm_hf.config import TrainingConfig
 from ddpm_hf.data import ImageData, batch_indices, random_stream
-from ddpm_hf.diffusion import PREDICTION_TYPES
 from ddpm_hf.images import from_uint8
+from ddpm_hf.losses import training_loss
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.unet import UNet2DModel
 
@@ -56,13 +56,13 @@ def start_processes(threads: int | None, gradient_accumulation_steps: int) -> Ac
     if launched_on_cpu and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ValueError(
             "'accelerate launch --cpu' starts one process whatever number it is given; for N processes on the CPU use "
-            "'accelerate launch --multi_gpu --num_processes N', also without a GPU, or one process with --num_processes 1"
+            "'accelerate launch --multi_gpu --num_processes N', also without a GPU; for one give --num_processes 1"
         )
     torch.set_num_threads(threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return accelerator
 
 
-def check_fit(data: ImageData, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
+def check_fit(data: ImageData, unet: UNet2DModel, scheduler: DDPMScheduler, training: TrainingConfig) -> None:
     """See that images, network and objective go together, before anything is trained or written.
 
     Raises:
@@ -90,15 +90,18 @@ def check_fit(data: ImageData, unet: UNet2DModel, scheduler: DDPMScheduler) -> N
                 f"{data.name!r} has labels up to {int(data.labels.max())} and model.num_class_embeds is "
                 f"{config.num_class_embeds}; make it {int(data.labels.max()) + 1} or more"
             )
-    if scheduler.config.prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
-            f"diffusion.prediction_type is {scheduler.config.prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}"
-        )
     if scheduler.config.variance_type.startswith("learned"):
         raise ValueError(
             f"diffusion.variance_type is {scheduler.config.variance_type!r}, which this training does not learn; "
             "use fixed_small or fixed_large"
         )
+    # The objective and the network each know best what they cannot do, so both are asked; on meta that costs nothing.
+    image = torch.zeros(1, channels, height, width)
+    prediction_type, weighting = scheduler.config.prediction_type, training.loss_weighting
+    training_loss(scheduler.diffusion, image, image, image, torch.tensor([0]), prediction_type, weighting)
+    with torch.device("meta"):
+        label = None if config.num_class_embeds is None else torch.zeros(1, dtype=torch.int64)
+        UNet2DModel.from_config(config)(torch.zeros(1, channels, height, width), torch.zeros(1), label)
 
 
 def usable_cores() -> int:
@@ -237,12 +240,12 @@ def seed_from(purpose: str, seed: int, *key: int) -> int:
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam or AdamW."""
-    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return optimizer(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """The learning rate of ``step`` = 0, 1, ...: a linear warm-up, then the schedule, which nears 0 at the last step."""
+    """The learning rate of ``step`` = 0, 1, ...: a linear warm-up, then the schedule, near 0 at the last step."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)

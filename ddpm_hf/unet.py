@@ -1,8 +1,9 @@
-"""UNet2DModel: the network of Ho et al. 2020, with diffusers' config and parameter names, so checkpoints go both ways."""
+"""UNet2DModel: the network of Ho et al. 2020, under diffusers' config and parameter names."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import torch
@@ -197,14 +198,14 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             )
             skips += [channels[i]] * (layers_per_block + (sampling is not None))
 
-        self.mid_block = None
+        self.up_blocks = nn.ModuleList()
+        self.mid_block: nn.Module | None = None
         if mid_block_type is not None:
             attention_groups = attn_norm_num_groups or (None if config.is_scale_shift else norm_num_groups)
             self.mid_block = UNetMidBlock2D(
                 channels[-1], config, mid_block_scale_factor, attention_groups, add_attention
             )
 
-        self.up_blocks = nn.ModuleList()
         for i, block_type in enumerate(up_block_types):
             level = levels - 1 - i
             sampling = upsample_type if level > 0 else None
@@ -274,8 +275,9 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             )
         if sample.shape[2] % factor or sample.shape[3] % factor:
             raise ValueError(
-                f"the UNet was given images of {sample.shape[2]}x{sample.shape[3]}; with {len(self.config.block_out_channels)} "
-                f"levels height and width must be multiples of {factor}: resize or pad the images, or use fewer levels."
+                f"the UNet was given images of {sample.shape[2]}x{sample.shape[3]}; with its "
+                f"{len(self.config.block_out_channels)} levels height and width must be multiples of {factor}: "
+                "resize or pad the images, or use fewer levels."
             )
         if self.class_embedding is None and class_labels is not None:
             raise ValueError(
@@ -294,8 +296,14 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             ValueError: if the checkpoint lacks parameters of the network, or has others.
             OSError: if there is no such checkpoint, or none in safetensors.
         """
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError(
+                "use_safetensors=False asks for pickled weights, which can run code; only safetensors are read."
+            )
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if not folder.is_dir() or any(folder.glob("*.bin")):
+            kwargs["use_safetensors"] = True  # the default would fall back on pickled weights
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("use_safetensors", True)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys") if info[key]}
         if wrong:
@@ -304,8 +312,8 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
                 for kind, keys in wrong.items()
             )
             raise ValueError(
-                f"{pretrained_model_name_or_path} does not hold this UNet: {found}. Its weights and its config.json are of "
-                "different models."
+                f"{pretrained_model_name_or_path} does not hold this UNet: {found}. Its weights and its "
+                "config.json are of different models."
             )
         return (model, info) if wants_info else model
 
@@ -336,16 +344,12 @@ def _check_config(config: Any) -> None:
             raise ValueError(
                 f"block_out_channels has {channels}, not a multiple of norm_num_groups={config.norm_num_groups}."
             )
-    if config.attention_head_dim is not None:
-        blocks = [*zip(config.down_block_types, config.block_out_channels, strict=True)]
-        blocks += [*zip(config.up_block_types, reversed(config.block_out_channels), strict=True)]
-        blocks += [("AttnMid", config.block_out_channels[-1])] if config.mid_block_type and config.add_attention else []
-        for block_type, channels in blocks:
-            if block_type.startswith("Attn") and channels % config.attention_head_dim:
-                raise ValueError(
-                    f"block_out_channels has {channels}, not a multiple of attention_head_dim={config.attention_head_dim}; "
-                    "use a divisor, or None for one head."
-                )
+    widest_head = min(config.block_out_channels)
+    if config.attention_head_dim is not None and not 1 <= config.attention_head_dim <= widest_head:
+        raise ValueError(
+            f"attention_head_dim={config.attention_head_dim} does not fit into {widest_head} of block_out_channels; "
+            f"use 1 .. {widest_head}, or None for one head."
+        )
     if config.time_embedding_type == "learned" and config.num_train_timesteps is None:
         raise ValueError("time_embedding_type='learned' needs num_train_timesteps.")
 

@@ -31,8 +31,8 @@ class BlockConfig:
         eps: of the group norms.
         activation: a key of `ACTIVATIONS`.
         dropout: probability, before the last convolution of a residual block.
-        is_scale_shift: the time embedding scales and shifts the second norm's output, rather than being added before it.
-        head_channels: channels of an attention head; all channels in one head when None.
+        is_scale_shift: the time embedding scales and shifts the second norm's output; else it is added before.
+        head_channels: of an attention head; one head of all channels when None.
     """
 
     time_channels: int
@@ -136,7 +136,7 @@ class Attention(nn.Module):
 
     Args:
         channels: C.
-        head_channels: channels of a head; one head of C when None.
+        head_channels: channels of a head, of which there are as many as fit into C; one head of C when None.
         groups: of the norm; no norm when None.
         eps: of the norm.
         output_scale: divides the result.
@@ -149,12 +149,14 @@ class Attention(nn.Module):
         self, channels: int, head_channels: int | None, groups: int | None, eps: float, output_scale: float = 1.0
     ) -> None:
         super().__init__()
-        self.heads = channels // (head_channels or channels)
+        head_channels = head_channels or channels
+        self.heads = channels // head_channels
+        inner = self.heads * head_channels
         self.group_norm = nn.GroupNorm(groups, channels, eps=eps) if groups is not None else None
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = nn.Linear(channels, inner)
+        self.to_k = nn.Linear(channels, inner)
+        self.to_v = nn.Linear(channels, inner)
+        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
         self.output_scale = output_scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,10 +164,10 @@ class Attention(nn.Module):
         normed = x if self.group_norm is None else self.group_norm(x)
         pixels = normed.flatten(2).transpose(1, 2)  # (B, HW, C)
         q, k, v = (
-            project(pixels).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, HW, C / heads)
+            project(pixels).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, HW, head_channels)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, HW, C)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, HW, heads * head_channels)
         h = self.to_out[0](mixed).transpose(1, 2).reshape(x.shape)
         return x + h if self.output_scale == 1 else (x + h) / self.output_scale
 
@@ -194,8 +196,8 @@ class _Block(nn.Module):
             resnets.append(ResidualBlock(channels, out_channels, config))
             if has_attention:
                 attentions.append(Attention(out_channels, config.head_channels, config.groups, config.eps))
-        self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions) if has_attention else None
+        self.resnets = nn.ModuleList(resnets)
 
     def _layer(self, i: int, x: Tensor, time: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -237,7 +239,7 @@ class DownBlock2D(_Block):
             self.downsamplers = nn.ModuleList([Downsample(out_channels, padding)])
 
     def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """x (B, C, H, W), time (B, E) to the result, (B, C', H/2, W/2), and every result on the way, for the up blocks."""
+        """x (B, C, H, W), time (B, E) to the result (B, C', H/2, W/2) and the results on the way, for the up blocks."""
         skips = []
         for i in range(len(self.resnets)):
             x = self._layer(i, x, time)
@@ -268,13 +270,13 @@ class UNetMidBlock2D(_Block):
     def __init__(
         self, channels: int, config: BlockConfig, output_scale: float, attention_groups: int | None, add_attention: bool
     ) -> None:
-        super().__init__([], channels, config, has_attention=False)
+        super().__init__([], channels, config, has_attention=True)
         first = ResidualBlock(channels, channels, config, output_scale)
         attention: nn.Module = nn.Identity()
         if add_attention:
             attention = Attention(channels, config.head_channels, attention_groups, config.eps, output_scale)
-        self.resnets = nn.ModuleList([first, ResidualBlock(channels, channels, config, output_scale)])
         self.attentions = nn.ModuleList([attention, nn.Identity()])
+        self.resnets = nn.ModuleList([first, ResidualBlock(channels, channels, config, output_scale)])
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, H, W) and (B, E) to (B, C, H, W)."""

@@ -1,7 +1,8 @@
 """Writes the embedded data set of digits: ``python -m ddpm_hf.assets.make_digits``.
 
-The images are the 1,797 digits of the UCI "Optical Recognition of Handwritten Digits" set that scikit-learn ships, 8x8 pixels of
-0..16 each. They are stored as 8-bit grey PNGs, ``round(255 v / 16)``, in two parquet files: 1,297 to train on, 500 held out.
+The images are the 1,797 digits of the UCI "Optical Recognition of Handwritten Digits" set that scikit-learn ships, 8x8
+pixels of 0..16. They are stored as 8-bit grey PNGs, ``round(255 v / 16)``, in two parquet files: 1,297 to train on, 500
+held out.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
 
 
 def write_split(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-    """Writes images (N, 8, 8) uint8 and labels (N,) as a parquet file that ``datasets`` reads with the right features."""
+    """Writes images (N, 8, 8) uint8 and labels (N,) as a parquet file that ``datasets`` reads."""
     columns = {"image": [{"bytes": encode_png(image), "path": None} for image in images], "label": labels.tolist()}
     features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
     Dataset.from_dict(columns, features=features).to_parquet(path)

@@ -1,7 +1,8 @@
 """Trains the network that scores digits: ``python -m ddpm_hf.assets.train_digits_features`` (about 20 seconds).
 
-It sees the training part of the embedded digits only. Moved, turned and stretched images, dropout and label smoothing keep it
-from learning the training images by heart: features that did would set them apart from held-out and from generated images alike.
+It sees the training part of the embedded digits only. Moved, turned and stretched images, dropout and label smoothing
+keep it from learning the training images by heart: such features would set them apart from held-out and from generated
+images alike.
 """
 
 import argparse
@@ -35,20 +36,21 @@ def train(seed: int = 0) -> DigitsFeatures:
     network = DigitsFeatures()
     batches = len(images) // BATCH_SIZE
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=EPOCHS * batches, pct_start=0.1)
+    steps = EPOCHS * batches
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(images))[: batches * BATCH_SIZE].split(BATCH_SIZE):
+        for batch in torch.split(torch.randperm(len(images))[: batches * BATCH_SIZE], BATCH_SIZE):
             logits = network.logits(network.features(random_affine(images[batch])))
             loss = F.cross_entropy(logits, labels[batch], label_smoothing=LABEL_SMOOTHING)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return network.requires_grad_(False).eval()
 
 
 def random_affine(images: Tensor) -> Tensor:
-    """Images (N, 1, 8, 8) in [-1, 1], each moved, turned and stretched at random; black where they had nothing."""
+    """Images (N, 1, 8, 8) in [-1, 1], each moved, turned and stretched at random; their borders go on outside."""
 
     def uniform(limit: float, *shape: int) -> Tensor:
         return (2 * torch.rand(len(images), *shape) - 1) * limit
@@ -57,9 +59,9 @@ def random_affine(images: Tensor) -> Tensor:
     # The grid runs from -1 to 1 over the image: a pixel is 2 / width.
     shift = uniform(MAX_SHIFT * 2 / images.shape[-1], 2)
     cos, sin = stretch * angle.cos(), stretch * angle.sin()
-    matrix = torch.stack([torch.stack([cos, -sin, shift[:, 0]], dim=1), torch.stack([sin, cos, shift[:, 1]], dim=1)], dim=1)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images + 1, grid, align_corners=False) - 1
+    rows = torch.stack([cos, -sin, shift[:, 0]], dim=1), torch.stack([sin, cos, shift[:, 1]], dim=1)
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def accuracy(network: DigitsFeatures, split: str) -> float:
@@ -76,7 +78,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     network = train()
-    print(f"accuracy: {accuracy(network, 'train'):.4f} on the training digits, {accuracy(network, 'test'):.4f} on the held-out ones")
+    for split in ("train", "test"):
+        print(f"accuracy on the {split} digits: {accuracy(network, split):.4f}")
     weights = network.state_dict()
     if not arguments.check:
         save_file(weights, arguments.output)
@@ -86,8 +89,8 @@ def main() -> None:
     different = [name for name in weights if not torch.equal(weights[name], saved[name])]
     if different:
         raise SystemExit(
-            f"{', '.join(different)} differ from {arguments.output}; the same bits are only to be expected from the same torch "
-            "version on the same kind of processor."
+            f"{', '.join(different)} differ from {arguments.output}; the same bits are only to be expected from the "
+            "same torch version on the same kind of processor."
         )
     print(f"the same bits as {arguments.output}")
 

@@ -15,8 +15,8 @@ WEIGHTS = Path(__file__).parent.parent / "assets" / "digits_features.safetensors
 class DigitsFeatures(nn.Module):
     """A small classifier of 8x8 digits; its last hidden layer, 64 numbers, is the feature of an image.
 
-    Trained by ``ddpm_hf.assets.train_digits_features`` on the training part of the embedded digits. It has the interface that
-    torchmetrics asks of a custom ``feature`` network: uint8 images in, ``num_features`` numbers an image out.
+    Trained by ``ddpm_hf.assets.train_digits_features`` on the training part of the embedded digits. It has the
+    interface that torchmetrics asks of a ``feature`` network: uint8 images in, ``num_features`` numbers an image out.
     """
 
     num_features = 64
@@ -45,8 +45,8 @@ class DigitsFeatures(nn.Module):
         """
         if images.dtype != torch.uint8 or images.shape[1:] != (1, 8, 8):
             raise ValueError(
-                f"the digits network was given {images.dtype} images of shape {tuple(images.shape)} and takes uint8 (N, 1, 8, 8); "
-                "for other images use another feature network."
+                f"the digits network was given {images.dtype} images of shape {tuple(images.shape)} and takes uint8 "
+                "(N, 1, 8, 8); for other images use another feature network."
             )
         return self.features(from_uint8(images))
 

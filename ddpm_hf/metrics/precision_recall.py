@@ -7,9 +7,9 @@ from torch import Tensor
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3, block_size: int = 1024) -> tuple[float, float]:
     """Improved precision and recall of two sets of features (Kynkaanniemi et al. 2019, eq. 2).
 
-    Each set stands for its manifold: the union of balls around its points, each reaching to the point's k-th nearest neighbour
-    in the same set. Precision is the share of the fakes on the manifold of the reals; recall the share of the reals on the
-    manifold of the fakes. Both depend on the sizes of the sets, so only compare values of equally many images.
+    Each set stands for its manifold: the union of balls around its points, each reaching to the point's k-th nearest
+    neighbour in the same set. Precision is the share of the fakes on the manifold of the reals; recall the share of the
+    reals on the manifold of the fakes. Both depend on the sizes of the sets: compare values of equally many images.
 
     Args:
         real: (N, D), any floating type; computed in float64.
@@ -26,8 +26,8 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, block_size: int = 1
     for name, features in (("real", real), ("fake", fake)):
         if features.ndim != 2 or len(features) <= k:
             raise ValueError(
-                f"precision and recall were given {name} features of shape {tuple(features.shape)} and need (N, D) with N above "
-                f"k = {k}; give more images."
+                f"precision and recall with k = {k} were given {name} features of shape {tuple(features.shape)} and "
+                "need (N, D) with N above k; give more images."
             )
     if real.shape[1] != fake.shape[1]:
         raise ValueError(
@@ -43,8 +43,10 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, block_size: int = 1
 def _share_on_manifold(points: Tensor, support: Tensor, k: int, block_size: int) -> float:
     """Share of the points (N, D) that lie in a ball of the manifold of support (M, D)."""
     # The nearest neighbour of a point in its own set is the point itself, so the k-th is the (k + 1)-th smallest.
-    radii = torch.cat([_distances(rows, support).kthvalue(k + 1, dim=1).values for rows in support.split(block_size)])
-    inside = torch.cat([(_distances(rows, support) <= radii).any(dim=1) for rows in points.split(block_size)])
+    radii = torch.cat(
+        [_distances(rows, support).kthvalue(k + 1, dim=1).values for rows in torch.split(support, block_size)]
+    )
+    inside = torch.cat([(_distances(rows, support) <= radii).any(dim=1) for rows in torch.split(points, block_size)])
     return inside.double().mean().item()
 
 

@@ -1,0 +1,168 @@
+"""Settings: who wins, where they come from, and what a wrong one says."""
+
+import inspect
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from ddpm_hf import DDPMScheduler
+from ddpm_hf.config import Config, parse_config
+from ddpm_hf.unet import UNet2DModel
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+DIGITS = CONFIGS / "train" / "digits.yaml"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("seed: 5\ntraining: {steps: 70, learning_rate: 1.0e-3}\nmodel: {block_out_channels: [16, 32]}\n")
+    return path
+
+
+def parse(*argv: object) -> Config:
+    return parse_config([str(argument) for argument in argv], DIGITS)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """What is said of wrong arguments: one line, with status 2."""
+    with pytest.raises(SystemExit) as ended:
+        parse(*argv)
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_the_command_line_wins_over_the_recipe_wins_over_the_defaults(recipe: Path) -> None:
+    config = parse("--training.steps", 9, "--config", recipe)
+    assert config.training.steps == 9
+    assert config.training.learning_rate == 1e-3
+    assert config.seed == 5
+    assert config.model["block_out_channels"] == (16, 32)
+    assert config.training.batch_size == 128
+    assert parse("--config", recipe, "--training.steps", 9) == config
+
+
+def test_without_a_recipe_digits_is_the_recipe_and_with_one_nothing_of_it_is_left(recipe: Path) -> None:
+    digits = yaml.safe_load(DIGITS.read_text())
+    config = parse()
+    assert config.model["in_channels"] == digits["model"]["in_channels"] == 1
+    assert config.training.ema_decay == digits["training"]["ema_decay"]
+    other = parse("--config", recipe)
+    unet_default = inspect.signature(UNet2DModel.__init__).parameters["in_channels"].default
+    assert other.model["in_channels"] == unet_default != 1
+    assert other.training.ema_decay == 0.9999
+    assert other.diffusion["prediction_type"] == "epsilon"
+
+
+def test_model_and_diffusion_have_the_keys_and_defaults_of_their_classes(recipe: Path) -> None:
+    config = parse("--config", recipe)
+    for cls, settings in ((UNet2DModel, config.model), (DDPMScheduler, config.diffusion)):
+        parameters = [p for p in inspect.signature(cls.__init__).parameters.values() if p.name != "self"]
+        assert [p.name for p in parameters] == list(settings)
+        for parameter in parameters:
+            if (cls, parameter.name) != (UNet2DModel, "block_out_channels"):
+                assert settings[parameter.name] == parameter.default
+
+
+def test_the_resolved_settings_are_a_recipe_that_gives_them_again(tmp_path: Path) -> None:
+    config = parse("--seed", 3, "--training.max_grad_norm", ".inf", "--training.betas", "[0.8,0.9]", "--threads", 2)
+    assert config.training.max_grad_norm == math.inf
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert parse("--config", tmp_path / "config.yaml") == config
+
+
+def test_print_config_prints_that_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("--print_config", "--seed", 4)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == parse("--seed", 4).to_yaml()
+
+
+def test_help_shows_every_setting_with_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("--help")
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    settings = yaml.safe_load(parse().to_yaml())
+    names = [
+        f"{group}.{name}" if name else group
+        for group, values in settings.items()
+        for name in (values if isinstance(values, dict) else [""])
+    ]
+    assert len(names) > 50
+    shown = re.sub(r", --\S+\+ \S+", "", shown)  # "--list_setting VALUE, --list_setting+ VALUE"
+    entries = dict(entry.split(" ", 1) for entry in shown.split(" --")[1:] if " " in entry)
+    for name in names:
+        assert "default: " in entries[name], name
+        meaning = entries[name].split("(type:")[0]
+        assert len(meaning.split()) > 1, f"--help says nothing about {name}"
+    assert f"default: {settings['training']['steps']})" in entries["training.steps"]  # the recipe's
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_that_exists(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "'training.stps', which is no setting; the nearest one is 'training.steps'" in refusal(
+        capsys, "--training.stps=3"
+    )
+    assert "the nearest one is 'seed'" in refusal(capsys, "--sed", 3)
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("model: {block_channels: [8]}\n")
+    assert f"{bad} sets 'model.block_channels'" in (said := refusal(capsys, "--config", bad))
+    assert "'model.block_out_channels'" in said
+    bad.write_text("trainin: {steps: 3}\n")
+    assert "the nearest one is 'training'" in refusal(capsys, "--config", bad)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--training.steps", "many"], "training.steps was given 'many' and takes int"),
+        (["--training.optimizer", "sgd"], "training.optimizer was given 'sgd' and takes one of ['adam', 'adamw']"),
+        (["--training.steps", "0"], "training.steps is 0 and must be at least 1"),
+        (["--training.ema_decay", "1"], "training.ema_decay is 1.0 and must be at least 0 and below 1"),
+        (["--training.learning_rate", "-1"], "training.learning_rate is -1.0 and must be above 0"),
+        (["--evaluation.eta", "2"], "evaluation.eta is 2.0 and must be from 0 to 1"),
+        (["--seed", "-1"], "seed is -1 and must be at least 0"),
+        (["--threads", "0"], "threads is 0 and must be at least 1"),
+        (["--config", "nowhere.yaml"], "the recipe nowhere.yaml cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_one_sentence(
+    capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+) -> None:
+    assert said in refusal(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("seed: [", "is not YAML"),
+        ("", "must hold settings"),
+        ("training: {steps: soon}\n", "given 'soon' and takes int"),
+    ],
+)
+def test_a_broken_recipe_is_refused_with_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, said: str
+) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    assert said in refusal(capsys, "--config", path)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "train").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_parses(path: Path) -> None:
+    assert parse("--config", path).training.steps > 0
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_launcher_file_parses_and_says_when_to_use_it(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+    assert load_config_from_file(str(path)).num_processes >= 1
