@@ -153,14 +153,23 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """As diffusers', with our classes, from a folder or a Hub id.
+
+        Raises:
+            ValueError: if it holds another kind of pipeline.
+            FileNotFoundError: if a local folder is missing, or is no pipeline's.
+        """
+        _check_local_folder(Path(pretrained_model_name_or_path))
+        return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+
+    @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """The folder's index with our classes in the place of diffusers' (`from_pretrained` builds what it names).
 
         Raises:
             ValueError: if the index is that of another kind of pipeline.
-            FileNotFoundError: if a local folder is missing, or is no pipeline's.
         """
-        _check_local_folder(pretrained_model_name_or_path)
         config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         _check_index(index, str(pretrained_model_name_or_path))
@@ -211,15 +220,14 @@ def _as_output(x_0: Tensor, output_type: str) -> Any:
     return to_pil(to_uint8(x_0)) if output_type == "pil" else to_uint8(x_0)
 
 
-def _check_local_folder(source: Any) -> None:
+def _check_local_folder(path: Path) -> None:
     """Say in one sentence what is wrong with a local folder, before diffusers takes its path for a Hub id."""
-    path = Path(source)
     if path.is_dir() and not (path / "model_index.json").is_file():
         hint = "; it holds a single model, for UNet2DModel.from_pretrained" if (path / "config.json").is_file() else ""
-        raise FileNotFoundError(f"{source} has no model_index.json, so it is not a pipeline's folder{hint}.")
+        raise FileNotFoundError(f"{path} has no model_index.json, so it is not a pipeline's folder{hint}.")
     is_hub_id = len(path.parts) <= 2 and not path.is_absolute() and path.parts[:1] not in ((".",), ("..",), ("~",))
     if not path.exists() and not is_hub_id:
-        raise FileNotFoundError(f"{source} does not exist; give a pipeline's folder, or a Hub id such as owner/name.")
+        raise FileNotFoundError(f"{path} does not exist; give a pipeline's folder, or a Hub id such as owner/name.")
 
 
 def _check_index(index: dict[str, Any], source: str) -> None:

@@ -74,7 +74,7 @@ def test_files_go_both_ways(unet: UNet2DModel, x: torch.Tensor, tmp_path: Path) 
 
 
 def test_old_attention_names_load(unet: UNet2DModel, tmp_path: Path) -> None:
-    """query, key, value and proj_attn of checkpoints such as google/ddpm-cifar10-32, through diffusers' private hook."""
+    """query, key, value and proj_attn of checkpoints such as google/ddpm-cifar10-32, by diffusers' private hook."""
     unet.save_pretrained(tmp_path)
     old_names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     old = {}
