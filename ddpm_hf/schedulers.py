@@ -208,17 +208,18 @@ class DDPMScheduler(_GaussianScheduler):
         num_train_timesteps: T.
         beta_start: beta_0.
         beta_end: beta_{T-1}.
-        beta_schedule: one of `noise_schedules.NOISE_SCHEDULES`. Those that not every diffusers scheduler knows are
-            written to the config as `trained_betas` too.
+        beta_schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine), sigmoid, laplace, const, warmup10, warmup50
+            or jsd. Those that not every diffusers scheduler knows are written to the config as `trained_betas` too.
         trained_betas: the T betas themselves; they win over `beta_schedule`.
-        variance_type: one of `diffusion.VARIANCE_TYPES`; see `GaussianDiffusion.log_variance`.
+        variance_type: of the noise that a step adds: fixed_small, fixed_large (for all T steps only), learned or
+            learned_range; see `GaussianDiffusion.log_variance`.
         clip_sample: clip the predicted x_0 to [-clip_sample_range, clip_sample_range].
-        prediction_type: one of `diffusion.PREDICTION_TYPES`.
+        prediction_type: what the network outputs: epsilon, sample, v_prediction or posterior_mean.
         thresholding: dynamic thresholding in place of clipping.
         dynamic_thresholding_ratio: its quantile, 0 .. 1.
         clip_sample_range: the bound of clipping.
         sample_max_value: the largest threshold, above 1.
-        timestep_spacing: one of `time_grids.TIMESTEP_SPACINGS`. `quadratic` is kept as `_timestep_spacing`, beside a
+        timestep_spacing: leading, linspace, trailing or quadratic. `quadratic` is kept as `_timestep_spacing`, beside a
             `timestep_spacing` of `leading`, so that plain diffusers can use the saved config.
         steps_offset: added to each time of `leading`.
         rescale_betas_zero_snr: see `noise_schedules.rescale_betas_zero_snr`.
@@ -231,7 +232,7 @@ class DDPMScheduler(_GaussianScheduler):
         beta_start: float = 0.0001,
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
-        trained_betas: Sequence[float] | np.ndarray | None = None,  # type: ignore[type-arg]
+        trained_betas: Sequence[float] | None = None,
         variance_type: str = "fixed_small",
         clip_sample: bool = True,
         prediction_type: str = "epsilon",
@@ -312,7 +313,7 @@ class DDIMScheduler(_GaussianScheduler):
         beta_start: float = 0.0001,
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
-        trained_betas: Sequence[float] | np.ndarray | None = None,  # type: ignore[type-arg]
+        trained_betas: Sequence[float] | None = None,
         clip_sample: bool = True,
         set_alpha_to_one: bool = True,
         steps_offset: int = 0,

@@ -1,0 +1,1 @@
+"""Single-file pipelines for diffusers' `custom_pipeline=`; installed as `ddpm_hf.pipelines`."""

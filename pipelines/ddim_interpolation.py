@@ -1,0 +1,63 @@
+"""DDIM as an encoder: images to the noise that they come from, and walks between two of them (Song et al. 2021).
+
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(
+        "google/ddpm-cifar10-32", custom_pipeline="pipelines/ddim_interpolation.py", trust_remote_code=True
+    )
+    latents = pipe.encode(images, num_inference_steps=100)  # (B, C, H, W) in [-1, 1] -> noise of the same shape
+    walk = pipe(latents[0], latents[1], num_images=8, num_inference_steps=100).images
+
+Without noise (eta = 0) DDIM is a discretised differential equation, so it can be run both ways (section 4.3 and
+figure 6). Encoding takes each step's noise for that of the step before, so more steps give images back more closely.
+"""
+
+import torch
+from diffusers import ImagePipelineOutput
+from torch import Tensor
+
+import ddpm_hf
+
+
+class DDIMInterpolationPipeline(ddpm_hf.DDPMCustomPipeline):
+    """Encodes, decodes and interpolates with DDIM, whatever scheduler the model came with."""
+
+    def __init__(self, unet, scheduler):  # type: ignore[no-untyped-def]  # the loader wants these two names only
+        super().__init__(unet, ddpm_hf.DDIMScheduler.from_config(scheduler.config, clip_sample=False))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, num_inference_steps: int = 100) -> Tensor:
+        """The x_T of each image, (B, C, H, W) in [-1, 1], on the grid of S steps."""
+        self.scheduler.set_timesteps(num_inference_steps)
+        diffusion, prediction_type = self.scheduler.diffusion, self.scheduler.config.prediction_type
+        x = images.to(self._execution_device, self.unet.dtype)
+        ascending = self.scheduler.timesteps.flip(0).tolist()
+        # The network is asked at the time that x is at; clean images count as being at the first.
+        for here, there in zip([ascending[0], *ascending[:-1]], ascending, strict=True):
+            x_0, noise = diffusion.predict(self.unet(x, here).sample, x, here, prediction_type)
+            x = diffusion.q_sample(x_0, there, noise)
+        return x
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, num_inference_steps: int = 100) -> Tensor:
+        """The images of x_T, (B, C, H, W), on the grid of S steps: about [-1, 1]."""
+        self.scheduler.set_timesteps(num_inference_steps)
+        return ddpm_hf.sampling.denoise(self.unet, self.scheduler, latents, progress=self.progress_bar)
+
+    def __call__(
+        self, start: Tensor, end: Tensor, num_images: int = 8, num_inference_steps: int = 100
+    ) -> ImagePipelineOutput:
+        """`num_images` PIL images on the way from one latent, (C, H, W), to another, both included."""
+        shares = torch.linspace(0, 1, num_images)
+        latents = torch.stack([slerp(start, end, share) for share in shares])
+        images = ddpm_hf.images.to_uint8(self.decode(latents, num_inference_steps))
+        return ImagePipelineOutput(images=ddpm_hf.images.to_pil(images))
+
+
+def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
+    """The point at `share` of the great circle from start to end (Song et al., eq. 67), which keeps noise's length."""
+    cosine = (start * end).sum() / (start.norm() * end.norm())
+    angle = cosine.clamp(-1, 1).acos()
+    if angle < 1e-4:  # as good as parallel
+        return torch.lerp(start, end, share.to(start))
+    return (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()

@@ -1,0 +1,63 @@
+"""Imports point one way: a module may import those to its left in docs, and nothing above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
+
+# module -> what it may import of this package, directly. Scripts, pipelines and tests stand on top.
+ALLOWED: dict[str, set[str]] = {
+    "noise_schedules": set(),
+    "time_grids": set(),
+    "images": set(),
+    "ema": set(),
+    "unet_blocks": set(),
+    "diffusion": {"noise_schedules"},
+    "losses": {"diffusion"},
+    "schedulers": {"diffusion", "noise_schedules", "time_grids"},
+    "unet": {"unet_blocks"},
+    "sampling": {"images", "schedulers", "unet"},
+    "pipeline": {"images", "sampling", "schedulers", "unet"},
+    "data": {"images"},
+    "metrics": {"images", "metrics"},
+    "config": {"schedulers", "unet"},
+    "training": {"config", "data", "ema", "images", "losses", "sampling", "schedulers", "unet"},
+    "assets": {"data", "images", "metrics"},
+    "__init__": {"diffusion", "pipeline", "schedulers", "unet"},
+}
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def imports_of(path: Path) -> set[str]:
+    """The first names below the package that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return {name.split(".")[1] for name in names if name.startswith("ddpm_hf.")}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_point_one_way(module: Path) -> None:
+    name = module.parts[0].removesuffix(".py")
+    assert name in ALLOWED, f"{module} is new: say here what it may import"
+    assert imports_of(PACKAGE / module) <= ALLOWED[name] | ({name} if len(module.parts) > 1 else set())
+
+
+def test_the_arrows_have_no_circle() -> None:
+    open_names = dict(ALLOWED)
+    while open_names:
+        free = [name for name, needs in open_names.items() if not (needs - {name}) & open_names.keys()]
+        assert free, f"a circle among {sorted(open_names)}"
+        for name in free:
+            del open_names[name]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_files_stay_small(module: Path) -> None:
+    assert len((PACKAGE / module).read_text().splitlines()) <= 420
