@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 TIMESTEP_SPACINGS: Final = ("leading", "linspace", "trailing", "quadratic")
@@ -27,6 +28,7 @@ def inference_timesteps(
         ValueError: for an unknown spacing, S outside 1 .. T, or times outside 0 .. T-1.
     """
     steps, total = num_inference_steps, num_train_timesteps
+    times: npt.NDArray[Any]
     if not 1 <= steps <= total:
         raise ValueError(f"num_inference_steps={steps} cannot be taken of {total} training steps; use 1 .. {total}.")
     if spacing == "leading":

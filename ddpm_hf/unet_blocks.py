@@ -128,7 +128,8 @@ class ResidualBlock(nn.Module):
         h = self.conv2(self.dropout(self.nonlinearity(h)))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
-        return x + h if self.output_scale == 1 else (x + h) / self.output_scale
+        total: Tensor = x + h
+        return total if self.output_scale == 1 else total / self.output_scale
 
 
 class Attention(nn.Module):
@@ -168,8 +169,8 @@ class Attention(nn.Module):
             for project in (self.to_q, self.to_k, self.to_v)
         )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, HW, heads * head_channels)
-        h = self.to_out[0](mixed).transpose(1, 2).reshape(x.shape)
-        return x + h if self.output_scale == 1 else (x + h) / self.output_scale
+        total: Tensor = x + self.to_out[0](mixed).transpose(1, 2).reshape(x.shape)
+        return total if self.output_scale == 1 else total / self.output_scale
 
 
 class _Block(nn.Module):
@@ -312,7 +313,7 @@ class UpBlock2D(_Block):
         """x (B, C, H, W) and time (B, E) to (B, C', 2H, 2W); takes what it needs off the end of `skips`."""
         for i in range(len(self.resnets)):
             x = self._layer(i, torch.cat([x, skips.pop()], dim=1), time)
-        return x if self.upsamplers is None else self.upsamplers[0](x, time)  # type: ignore[no-any-return]
+        return x if self.upsamplers is None else self.upsamplers[0](x, time)
 
 
 class AttnUpBlock2D(UpBlock2D):

@@ -1,0 +1,27 @@
+"""Run a benchmark, print its table and keep the figures: `python -m benchmarks unet`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks import unet
+from benchmarks.measure import machine
+
+BENCHMARKS = {"unet": unet}
+
+parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed against diffusers, as ratios.")
+parser.add_argument("name", choices=BENCHMARKS)
+parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds; the median counts")
+parser.add_argument("--threads", type=int, default=None, help="torch's own number when not given")
+parser.add_argument("--output", type=Path, default=None, help="where to write; benchmarks/results/NAME.json by default")
+arguments = parser.parse_args()
+
+environment = machine(arguments.threads)
+results = BENCHMARKS[arguments.name].run(arguments.rounds)
+output = arguments.output or Path(__file__).parent / "results" / f"{arguments.name}.json"
+output.parent.mkdir(parents=True, exist_ok=True)
+report = {"benchmark": arguments.name, "rounds": arguments.rounds, "machine": environment, "results": results}
+output.write_text(json.dumps(report, indent=2) + "\n")
+print(f"| {' | '.join(results[0])} |\n|{' --- |' * len(results[0])}")
+for row in results:
+    print(f"| {' | '.join(f'{value:.4g}' if isinstance(value, float) else str(value) for value in row.values())} |")

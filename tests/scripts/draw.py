@@ -1,0 +1,17 @@
+"""Draws seven images on however many processes it runs on; each process saves what it got."""
+
+import sys
+
+import torch
+from accelerate import Accelerator
+
+from ddpm_hf import DDIMScheduler
+from ddpm_hf.sampling import sample_images
+from tests.test_sampling import make_unet, with_grid
+
+torch.set_num_threads(1)
+accelerator = Accelerator(cpu=True)
+scheduler = with_grid(DDIMScheduler())
+images = sample_images(make_unet(), scheduler, 7, seed=5, batch_size=2, accelerator=accelerator, eta=0.5)
+torch.save(images, f"{sys.argv[1]}_{accelerator.process_index}.pt")
+accelerator.end_training()
