@@ -241,7 +241,12 @@ def seed_from(purpose: str, seed: int, *key: int) -> int:
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam or AdamW."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "weight_decay": config.weight_decay,
+    }
+    return kind(parameters, fused=True, **options)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

@@ -1,5 +1,6 @@
 """UNet2DModel: the network of Ho et al. 2020, under diffusers' config and parameter names."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ddpm_hf.unet_blocks import (
     UNetMidBlock2D,
     UpBlock2D,
 )
+
+logger = logging.getLogger(__name__)
 
 DOWN_BLOCKS: Final = {"DownBlock2D": DownBlock2D, "AttnDownBlock2D": AttnDownBlock2D}
 UP_BLOCKS: Final = {"UpBlock2D": UpBlock2D, "AttnUpBlock2D": AttnUpBlock2D}
@@ -285,6 +288,23 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             )
         if self.class_embedding is not None and class_labels is None:
             raise ValueError("this UNet is class-conditional; give class_labels, one per image.")
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        save_function: Any = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs: Any,
+    ) -> None:
+        """As diffusers', but always in safetensors: pickled weights are not written, as they are not read."""
+        if not safe_serialization:
+            logger.warning("safe_serialization=False is ignored: UNet2DModel is saved in safetensors only.")
+        super().save_pretrained(
+            save_directory, is_main_process, save_function, True, variant, max_shard_size=max_shard_size, **kwargs
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:

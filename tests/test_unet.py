@@ -102,11 +102,18 @@ def test_a_checkpoint_of_another_model_is_refused(unet: UNet2DModel, tmp_path: P
 
 
 def test_pickled_weights_are_not_read(unet: UNet2DModel, tmp_path: Path) -> None:
-    unet.save_pretrained(tmp_path, safe_serialization=False)
+    diffusers.UNet2DModel(**TINY).save_pretrained(tmp_path, safe_serialization=False)
     with pytest.raises(OSError, match=r"no file named diffusion_pytorch_model\.safetensors"):
         UNet2DModel.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="use_safetensors=False asks for pickled weights"):
         UNet2DModel.from_pretrained(tmp_path, use_safetensors=False)
+
+
+def test_pickled_weights_are_not_written(unet: UNet2DModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    unet.save_pretrained(tmp_path, safe_serialization=False)
+    assert "safe_serialization=False is ignored" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", WEIGHTS}
+    assert_same_weights(UNet2DModel.from_pretrained(tmp_path), unet)
 
 
 def test_gradient_checkpointing_changes_nothing(x: torch.Tensor) -> None:
