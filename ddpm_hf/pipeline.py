@@ -19,7 +19,7 @@ from ddpm_hf.unet import UNet2DModel
 OURS: dict[str, Any] = {cls.__name__: cls for cls in (UNet2DModel, DDPMScheduler, DDIMScheduler)}
 """The classes that stand in the place of diffusers' of the same names."""
 
-OUTPUT_TYPES = ("pil", "np", "pt", "uint8")
+OUTPUT_TYPES = ("pil", "np", "numpy", "pt", "uint8")
 
 
 class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
@@ -81,7 +81,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             use_clipped_model_output: see `DDIMScheduler.step`.
             class_labels: one for all, or one per image.
             guidance_scale: classifier-free guidance; 1 is none. The network's last class stands for "no class".
-            output_type: `pil` images; `np` float32 (B, H, W, C) in [0, 1]; `pt` float (B, C, H, W) in [0, 1];
+            output_type: `pil` images; `np` (or `numpy`) float32 (B, H, W, C) in [0, 1]; `pt` float (B, C, H, W) in [0, 1];
                 `uint8` (B, C, H, W).
             return_dict: False for the plain tuple (images,).
             callback_on_step_end: called as f(pipe, i, t, {"sample": x_s, "pred_original_sample": x_0}) after each step;
@@ -215,7 +215,7 @@ def _batch_size_of(batch_size: int | None, generator: Any, seeds: Sequence[int] 
 def _as_output(x_0: Tensor, output_type: str) -> Any:
     if output_type == "pt":
         return to_unit_range(x_0)
-    if output_type == "np":
+    if output_type in ("np", "numpy"):
         return to_unit_range(x_0.float()).cpu().permute(0, 2, 3, 1).numpy()
     return to_pil(to_uint8(x_0)) if output_type == "pil" else to_uint8(x_0)
 

@@ -1,6 +1,7 @@
 """From noise, or from seeds, to images: the reverse process run by any scheduler, on one process or many."""
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_hf.images import to_uint8
+
+logger = logging.getLogger(__name__)
 
 OnStep = Callable[[int, Tensor, Tensor, Tensor | None], Tensor]
 """(index of the step, t, x_s, predicted x_0 or None) -> the x_s to go on with."""
@@ -34,17 +37,6 @@ def image_shape(unet: Any) -> tuple[int, int, int]:
         )
     height, width = (size, size) if isinstance(size, int) else size
     return unet.config.in_channels, height, width
-
-
-def null_label(unet: Any) -> int:
-    """The class index that stands for "no class" in classifier-free guidance (Ho & Salimans 2022): the last one.
-
-    Raises:
-        ValueError: if the network knows no classes.
-    """
-    if unet.config.num_class_embeds is None:
-        raise ValueError("guidance_scale needs a class-conditional model, and this UNet has num_class_embeds=None.")
-    return int(unet.config.num_class_embeds) - 1
 
 
 @torch.no_grad()
@@ -77,15 +69,17 @@ def denoise(
         (B, C, H, W) of about [-1, 1].
 
     Raises:
-        ValueError: for a step option that this scheduler lacks, or guidance without classes.
+        ValueError: for a step option that this scheduler lacks, or guidance without class labels.
     """
     options = _options_for(scheduler, {"generator": generator, **step_options})
     unconditional = None
-    if guidance_scale != 1.0:
-        null = null_label(unet)
+    if guidance_scale != 1.0 and unet.config.num_class_embeds is None:
+        logger.warning("guidance_scale=%s does nothing: this UNet knows no classes.", guidance_scale)
+    elif guidance_scale != 1.0:
         if class_labels is None:
             raise ValueError("guidance_scale needs class_labels, the classes to guide to.")
-        unconditional = torch.full_like(class_labels, null)
+        # The last class stands for "no class" (Ho & Salimans 2022).
+        unconditional = torch.full_like(class_labels, unet.config.num_class_embeds - 1)
     x_t = x_t * scheduler.init_noise_sigma
     for i, t in enumerate(progress(scheduler.timesteps)):
         model_input = scheduler.scale_model_input(x_t, t)

@@ -26,7 +26,8 @@ from ddpm_hf.time_grids import as_int, custom_timesteps, inference_timesteps
 logger = logging.getLogger(__name__)
 
 _SCHEDULES_OF_EVERY_SCHEDULER = ("linear", "scaled_linear", "squaredcos_cap_v2")
-_PROCESS_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+_SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+_PROCESS_KEYS = (*_SCHEDULE_KEYS, "trained_betas", "prediction_type")
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -56,7 +57,8 @@ class _GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         """As diffusers'; what `_build` has added to the config for other schedulers to read gives way to `kwargs`."""
         if isinstance(config, dict):
             config = dict(config)
-            if config.get("beta_schedule", "linear") not in _SCHEDULES_OF_EVERY_SCHEDULER:
+            is_named = config.get("beta_schedule", "linear") not in _SCHEDULES_OF_EVERY_SCHEDULER
+            if is_named and not kwargs.keys().isdisjoint(_SCHEDULE_KEYS):
                 config.pop("trained_betas", None)
             if "timestep_spacing" in kwargs:
                 config.pop("_timestep_spacing", None)
@@ -71,10 +73,11 @@ class _GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
             betas = make_betas(config.beta_schedule, config.num_train_timesteps, config.beta_start, config.beta_end)
             if config.beta_schedule not in _SCHEDULES_OF_EVERY_SCHEDULER:
                 self.register_to_config(trained_betas=betas.tolist())
-        # `from_config` of another class puts its own defaults in the place of these. The process that the network was
-        # trained on must stay: other classes' beta_start and beta_end differ.
-        defaults = config.get("_use_default_values", [])
-        self.register_to_config(_use_default_values=[key for key in defaults if key not in _PROCESS_KEYS])
+        if "_use_default_values" in config:
+            # `from_config` of another class puts its own defaults in the place of these. The process that the network
+            # was trained on must stay: other classes' beta_start and beta_end differ.
+            defaults = [key for key in config["_use_default_values"] if key not in _PROCESS_KEYS]
+            self.register_to_config(_use_default_values=defaults)
         if config.timestep_spacing == "quadratic":
             self.register_to_config(timestep_spacing="leading", _timestep_spacing="quadratic")
         if config.rescale_betas_zero_snr:
@@ -258,10 +261,13 @@ class DDPMScheduler(_GaussianScheduler):
     def _get_variance(
         self, t: int, predicted_variance: Tensor | None = None, variance_type: str | None = None
     ) -> Tensor:
-        """The variance of the noise that a step from t adds, on the present grid. Arguments as diffusers has them."""
+        """The variance of p(x_s | x_t) for a step from t on the present grid. Arguments as diffusers has them."""
         kind = self.variance_type if variance_type is None else variance_type
         t = self._time(t)
-        return self.diffusion.log_variance(t, self._previous(t), kind, predicted_variance).exp()
+        s = self._previous(t)
+        if s == CLEAN and kind.startswith("fixed_small"):
+            return torch.zeros((), dtype=torch.float64)  # its logarithm is a stand-in
+        return self.diffusion.log_variance(t, s, kind, predicted_variance).exp()
 
     def step(
         self,

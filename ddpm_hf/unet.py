@@ -364,7 +364,12 @@ def _check_config(config: Any) -> None:
             raise ValueError(
                 f"block_out_channels has {channels}, not a multiple of norm_num_groups={config.norm_num_groups}."
             )
-    widest_head = min(config.block_out_channels)
+    blocks = [*zip(config.down_block_types, config.block_out_channels, strict=True)]
+    blocks += zip(config.up_block_types, reversed(config.block_out_channels), strict=True)
+    with_attention = [channels for block_type, channels in blocks if block_type.startswith("Attn")]
+    if config.mid_block_type is not None and config.add_attention:
+        with_attention.append(config.block_out_channels[-1])
+    widest_head = min(with_attention, default=config.attention_head_dim)
     if config.attention_head_dim is not None and not 1 <= config.attention_head_dim <= widest_head:
         raise ValueError(
             f"attention_head_dim={config.attention_head_dim} does not fit into {widest_head} of block_out_channels; "
