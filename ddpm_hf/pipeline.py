@@ -81,8 +81,8 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             use_clipped_model_output: see `DDIMScheduler.step`.
             class_labels: one for all, or one per image.
             guidance_scale: classifier-free guidance; 1 is none. The network's last class stands for "no class".
-            output_type: `pil` images; `np` (or `numpy`) float32 (B, H, W, C) in [0, 1]; `pt` float (B, C, H, W) in [0, 1];
-                `uint8` (B, C, H, W).
+            output_type: `pil` images; `np` or `numpy` float32 (B, H, W, C) in [0, 1]; `pt` float (B, C, H, W) in
+                [0, 1]; `uint8` (B, C, H, W).
             return_dict: False for the plain tuple (images,).
             callback_on_step_end: called as f(pipe, i, t, {"sample": x_s, "pred_original_sample": x_0}) after each step;
                 a "sample" in the dict that it returns is gone on with.
