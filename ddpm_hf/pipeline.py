@@ -181,7 +181,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
 
 def _adopt_unet(unet: Any) -> Any:
     """Our class with the same weights (shared, not copied) in the place of diffusers' UNet2DModel."""
-    if type(unet) is not diffusers.UNet2DModel:
+    if isinstance(unet, UNet2DModel) or not isinstance(unet, diffusers.UNet2DModel):
         return unet
     with torch.device("meta"):
         ours = UNet2DModel.from_config(unet.config)
@@ -190,6 +190,8 @@ def _adopt_unet(unet: Any) -> Any:
 
 
 def _adopt_scheduler(scheduler: Any) -> Any:
+    if isinstance(scheduler, DDPMScheduler | DDIMScheduler):
+        return scheduler
     is_theirs = type(scheduler) in (diffusers.DDPMScheduler, diffusers.DDIMScheduler)
     return OURS[type(scheduler).__name__].from_config(scheduler.config) if is_theirs else scheduler
 

@@ -174,7 +174,7 @@ def test_compiles_with_inductor(unet: UNet2DModel, x: torch.Tensor) -> None:
         ({"downsample_type": "fir"}, "downsample_type='fir' is not known; use one of conv, resnet"),
         ({"block_out_channels": (8, 16, 16)}, "'block_out_channels': 3} must be of one length"),
         ({"norm_num_groups": 5}, "block_out_channels has 8, not a multiple of norm_num_groups=5"),
-        ({"attention_head_dim": 32}, "attention_head_dim=32 does not fit into 8 of block_out_channels"),
+        ({"attention_head_dim": 32}, "attention_head_dim=32 does not fit into 16 of block_out_channels"),
         ({"time_embedding_type": "learned"}, "time_embedding_type='learned' needs num_train_timesteps"),
     ],
 )
