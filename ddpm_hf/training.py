@@ -117,7 +117,7 @@ def usable_cores() -> int:
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
     """What a run depends on besides its settings: machine, versions, processes, threads, commit."""
-    packages = ("torch", "diffusers", "accelerate", "datasets", "numpy", "scipy")
+    packages = ("torch", "diffusers", "accelerate", "datasets", "numpy")
     checkout = Path(__file__).parents[1]
     commit = None
     if (checkout / ".git").exists():

@@ -4,6 +4,9 @@ import os
 import socket
 import tempfile
 
+# Before torch is loaded: on nets as small as the tests', a second thread costs more than it does, and far more beside
+# another busy process.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Read at import by huggingface_hub and datasets, so set before any test module is loaded.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ddpm_hf_tests_")
 os.environ["HF_HUB_OFFLINE"] = "1"
