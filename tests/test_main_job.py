@@ -79,7 +79,12 @@ def test_the_folder_holds_the_images_that_were_scored(one_process: tuple[Path, s
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.scheduler, DDIMScheduler)
     first = results_of(run)["first_image_seed"]
-    images = pipeline(seeds=range(first, first + IMAGES), num_inference_steps=SAMPLER_STEPS, output_type="uint8").images
+    images = pipeline(
+        seeds=range(first, first + IMAGES),
+        num_inference_steps=SAMPLER_STEPS,
+        eta=yaml.safe_load((run / "config.yaml").read_text())["evaluation"]["eta"],
+        output_type="uint8",
+    ).images
     with Image.open(run / "samples" / "grid.png") as picture:
         drawn = np.asarray(picture).astype(int)
     again = np.asarray(image_grid(images, columns=10, scale=4)).astype(int)
