@@ -288,6 +288,8 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             )
         if self.class_embedding is not None and class_labels is None:
             raise ValueError("this UNet is class-conditional; give class_labels, one per image.")
+        if class_labels is not None and class_labels.shape[:1] not in ((), (1,), sample.shape[:1]):
+            raise ValueError(f"{len(class_labels)} class_labels came with {len(sample)} images; give one per image.")
 
     def save_pretrained(
         self,
@@ -310,29 +312,29 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As diffusers', but only from safetensors, and every parameter must be in the file.
 
-        (diffusers only logs a missing one, leaves it without memory, and on a CPU computes with whatever is there.)
+        (diffusers only logs a missing one, or with ignore_mismatched_sizes one of another shape, leaves it without
+        memory, and on a CPU computes with whatever is there.)
 
         Raises:
-            ValueError: if the checkpoint lacks parameters of the network, or has others.
+            ValueError: if the checkpoint lacks parameters of the network, or has others, or some of another shape.
             OSError: if there is no such checkpoint, or none in safetensors.
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError(
                 "use_safetensors=False asks for pickled weights, which can run code; only safetensors are read."
             )
-        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        if not folder.is_dir() or any(folder.glob("*.bin")):
-            kwargs["use_safetensors"] = True  # the default would fall back on pickled weights
+        kwargs["use_safetensors"] = True  # the default falls back on pickled weights
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys") if info[key]}
-        if wrong:
-            found = "; ".join(
-                f"{len(keys)} {kind.replace('_', ' ')} ({', '.join(sorted(keys)[:3])} ...)"
-                for kind, keys in wrong.items()
-            )
+        found = []
+        for kind in ("missing", "unexpected", "mismatched"):
+            # A mismatched key comes with its two shapes.
+            names = sorted(key if isinstance(key, str) else key[0] for key in info[f"{kind}_keys"])
+            if names:
+                found.append(f"{len(names)} {kind} keys ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+        if found:
             raise ValueError(
-                f"{pretrained_model_name_or_path} does not hold this UNet: {found}. Its weights and its "
+                f"{pretrained_model_name_or_path} does not hold this UNet: {'; '.join(found)}. Its weights and its "
                 "config.json are of different models."
             )
         return (model, info) if wants_info else model
@@ -347,6 +349,7 @@ def _check_config(config: Any) -> None:
         "resnet_time_scale_shift": TIME_SCALE_SHIFTS,
         "downsample_type": SAMPLINGS,
         "upsample_type": SAMPLINGS,
+        "downsample_padding": (0, 1),
     }
     for key, values in known.items():
         _check_choice(key, config[key], values)
@@ -357,18 +360,17 @@ def _check_config(config: Any) -> None:
         _check_choice("up_block_types", block_type, tuple(UP_BLOCKS))
 
     levels = {key: len(config[key]) for key in ("down_block_types", "up_block_types", "block_out_channels")}
-    if len(set(levels.values())) > 1:
+    if len(set(levels.values())) > 1 or 0 in levels.values():
         raise ValueError(f"{levels} must be of one length, one entry per level.")
     for channels in config.block_out_channels:
-        if channels % config.norm_num_groups:
-            raise ValueError(
-                f"block_out_channels has {channels}, not a multiple of norm_num_groups={config.norm_num_groups}."
-            )
+        _check_groups(channels, "norm_num_groups", config.norm_num_groups)
     blocks = [*zip(config.down_block_types, config.block_out_channels, strict=True)]
     blocks += zip(config.up_block_types, reversed(config.block_out_channels), strict=True)
     with_attention = [channels for block_type, channels in blocks if block_type.startswith("Attn")]
     if config.mid_block_type is not None and config.add_attention:
         with_attention.append(config.block_out_channels[-1])
+        if config.attn_norm_num_groups is not None:
+            _check_groups(config.block_out_channels[-1], "attn_norm_num_groups", config.attn_norm_num_groups)
     widest_head = min(with_attention, default=config.attention_head_dim)
     if config.attention_head_dim is not None and not 1 <= config.attention_head_dim <= widest_head:
         raise ValueError(
@@ -377,6 +379,11 @@ def _check_config(config: Any) -> None:
         )
     if config.time_embedding_type == "learned" and config.num_train_timesteps is None:
         raise ValueError("time_embedding_type='learned' needs num_train_timesteps.")
+
+
+def _check_groups(channels: int, key: str, groups: int | None) -> None:
+    if not groups or channels % groups:
+        raise ValueError(f"block_out_channels has {channels}, not a multiple of {key}={groups}.")
 
 
 def _check_choice(key: str, value: Any, known: Sequence[Any]) -> None:

@@ -101,12 +101,25 @@ def test_a_checkpoint_of_another_model_is_refused(unet: UNet2DModel, tmp_path: P
         UNet2DModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+def test_weights_of_another_shape_are_refused(unet: UNet2DModel, tmp_path: Path, low_cpu_mem_usage: bool) -> None:
+    """diffusers' ignore_mismatched_sizes, either way of loading, gives parameters that nobody initialized."""
+    unet.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"2 mismatched keys \(conv_out\.bias, conv_out\.weight\)"):
+        UNet2DModel.from_pretrained(
+            tmp_path, out_channels=6, ignore_mismatched_sizes=True, low_cpu_mem_usage=low_cpu_mem_usage
+        )
+
+
 def test_pickled_weights_are_not_read(unet: UNet2DModel, tmp_path: Path) -> None:
     diffusers.UNet2DModel(**TINY).save_pretrained(tmp_path, safe_serialization=False)
     with pytest.raises(OSError, match=r"no file named diffusion_pytorch_model\.safetensors"):
         UNet2DModel.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="use_safetensors=False asks for pickled weights"):
         UNet2DModel.from_pretrained(tmp_path, use_safetensors=False)
+    (tmp_path / "diffusion_pytorch_model.bin").unlink()
+    with pytest.raises(OSError, match=r"no file named diffusion_pytorch_model\.safetensors"):
+        UNet2DModel.from_pretrained(tmp_path)
 
 
 def test_pickled_weights_are_not_written(unet: UNet2DModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -173,7 +186,14 @@ def test_compiles_with_inductor(unet: UNet2DModel, x: torch.Tensor) -> None:
         ({"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift='ada_group' is not known"),
         ({"downsample_type": "fir"}, "downsample_type='fir' is not known; use one of conv, resnet"),
         ({"block_out_channels": (8, 16, 16)}, "'block_out_channels': 3} must be of one length"),
+        (
+            {"block_out_channels": (), "down_block_types": (), "up_block_types": ()},
+            "'block_out_channels': 0} must be of one length, one entry per level",
+        ),
+        ({"downsample_padding": 2}, "downsample_padding=2 is not known; use one of 0, 1"),
         ({"norm_num_groups": 5}, "block_out_channels has 8, not a multiple of norm_num_groups=5"),
+        ({"norm_num_groups": None}, "block_out_channels has 8, not a multiple of norm_num_groups=None"),
+        ({"attn_norm_num_groups": 5}, "block_out_channels has 16, not a multiple of attn_norm_num_groups=5"),
         ({"attention_head_dim": 32}, "attention_head_dim=32 does not fit into 16 of block_out_channels"),
         ({"time_embedding_type": "learned"}, "time_embedding_type='learned' needs num_train_timesteps"),
     ],
@@ -194,3 +214,5 @@ def test_bad_inputs(unet: UNet2DModel, x: torch.Tensor) -> None:
         unet(x, 3, torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="this UNet is class-conditional; give class_labels"):
         UNet2DModel(**TINY, num_class_embeds=3)(x, 3)
+    with pytest.raises(ValueError, match="3 class_labels came with 2 images"):
+        UNet2DModel(**TINY, num_class_embeds=3)(x, 3, torch.tensor([0, 1, 2]))
