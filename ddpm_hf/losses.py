@@ -2,7 +2,6 @@
 
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from ddpm_hf.diffusion import GaussianDiffusion
@@ -66,8 +65,3 @@ def min_snr_weight(snr: Tensor, prediction_type: str, gamma: float = 5.0) -> Ten
         f"min_snr weighting is defined for epsilon, sample and v_prediction, not {prediction_type!r}; "
         "use weighting='none'."
     )
-
-
-def sample_timesteps(batch_size: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
-    """One time for each image, evenly from 0 .. T-1 (Ho et al. 2020, algorithm 1). int64 (B,)."""
-    return torch.randint(num_train_timesteps, (batch_size,), generator=generator)

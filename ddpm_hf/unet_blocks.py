@@ -124,11 +124,11 @@ class ResidualBlock(nn.Module):
             scale, shift = time.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
-            h = self.norm2(h.add_(time))  # in place: nothing else needs the convolution's own output
+            h = self.norm2(h + time)
         h = self.conv2(self.dropout(self.nonlinearity(h)))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
-        total: Tensor = h.add_(x)
+        total: Tensor = x + h
         return total if self.output_scale == 1 else total / self.output_scale
 
 
@@ -163,7 +163,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         normed = x if self.group_norm is None else self.group_norm(x)
-        pixels = normed.flatten(2).transpose(1, 2).contiguous()  # (B, HW, C), copied once for three projections
+        pixels = normed.flatten(2).transpose(1, 2)  # (B, HW, C)
         q, k, v = (
             project(pixels).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, HW, head_channels)
             for project in (self.to_q, self.to_k, self.to_v)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddpm_hf.diffusion import GaussianDiffusion
-from ddpm_hf.losses import min_snr_weight, sample_timesteps, training_loss
+from ddpm_hf.losses import min_snr_weight, training_loss
 from ddpm_hf.noise_schedules import make_betas, rescale_betas_zero_snr
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -51,12 +51,6 @@ def test_min_snr_is_finite_at_zero_snr() -> None:
     diffusion = GaussianDiffusion(rescale_betas_zero_snr(make_betas("linear", 100)))
     for prediction_type in PREDICTION_TYPES:
         assert min_snr_weight(diffusion.snr(torch.arange(100)), prediction_type).isfinite().all()
-
-
-def test_timesteps_are_even(rng: torch.Generator) -> None:
-    counts = torch.bincount(sample_timesteps(100_000, 10, rng), minlength=10)
-    assert len(counts) == 10
-    assert (counts - 10_000).abs().max() < 5 * 95  # five standard deviations
 
 
 def test_bad_input() -> None:

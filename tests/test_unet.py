@@ -117,8 +117,12 @@ def test_pickled_weights_are_not_read(unet: UNet2DModel, tmp_path: Path) -> None
         UNet2DModel.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="use_safetensors=False asks for pickled weights"):
         UNet2DModel.from_pretrained(tmp_path, use_safetensors=False)
-    (tmp_path / "diffusion_pytorch_model.bin").unlink()
-    with pytest.raises(OSError, match=r"no file named diffusion_pytorch_model\.safetensors"):
+
+
+def test_a_missing_variant_is_refused_in_diffusers_words(unet: UNet2DModel, tmp_path: Path) -> None:
+    unet.save_pretrained(tmp_path, variant="ema")
+    assert_same_weights(UNet2DModel.from_pretrained(tmp_path, variant="ema"), unet)
+    with pytest.raises(OSError, match=r"Error no file named diffusion_pytorch_model\.bin found in directory"):
         UNet2DModel.from_pretrained(tmp_path)
 
 
