@@ -22,7 +22,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_hf.config import Config, fail, parse_config
+from ddpm_hf.command_line import fail, parse_config
+from ddpm_hf.config import Config
 from ddpm_hf.data import ImageData, load_image_data
 from ddpm_hf.ema import EMA
 from ddpm_hf.images import image_grid, save_png
@@ -153,7 +154,7 @@ def train(
     """Train ``unet`` in place, and return the average of its weights."""
     training, diffusion = config.training, scheduler.diffusion
     model, optimizer = accelerator.prepare(unet, make_optimizer(unet.parameters(), training))
-    ema = EMA(unet.parameters(), training.ema_decay)
+    ema = EMA(unet.parameters(), training.ema_decays[0])
     log = MetricsLog(config.output_dir / "metrics.jsonl", accelerator, training.batch_size)
     model.train()
 

@@ -10,7 +10,8 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from ddpm_hf import DDPMScheduler
-from ddpm_hf.config import Config, parse_config
+from ddpm_hf.command_line import parse_config
+from ddpm_hf.config import Config
 from ddpm_hf.unet import UNet2DModel
 
 CONFIGS = Path(__file__).parent.parent / "configs"
