@@ -77,7 +77,7 @@ def fail(message: str, status: int = 2) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr, flush=True)
     else:
-        time.sleep(10)  # The launcher stops all processes when one ends, so the one that speaks must end first.
+        time.sleep(2)  # The launcher stops all processes when one ends, so the one that speaks must end first.
     raise SystemExit(status)
 
 

@@ -24,10 +24,11 @@ class DataConfig:
         resolution: Side of the square that images are then resized to; null keeps their size.
         resize_filter: How images are resized; all of these look at every pixel when they shrink an image.
         random_flip: Mirror each image left to right with probability 1/2.
-        on_corrupt: What images that cannot be decoded do: stop the run with their names, or be left out and counted.
+        on_corrupt: What images that cannot be decoded do: stop the run with their names, or be left out and counted. In
+            a stream one that is left out is replaced by the next of its batch.
         cache_dir: Where decoded images are kept between runs; null for the Hugging Face cache.
         streaming: Read the images anew in each run and keep none, for sets that do not fit on the disk.
-        shuffle_buffer: Images among which a streamed set is shuffled.
+        shuffle_buffer: Images among which a streamed set is shuffled, held encoded in the memory of every process.
     """
 
     name: str = "digits"
@@ -141,6 +142,7 @@ class EvaluationConfig:
         timestep_spacing: How those steps lie on the training steps.
         eta: Noise of the sampler: 0 is DDIM, 1 is DDPM on the same steps.
         batch_size: Images drawn at a time, per process.
+        grid_images: How many of the first images the grids of samples show.
         every: Steps between two rounds of drawing and scoring during training; the weights of the lowest FID are kept
             in best/. null scores at the end only.
     """
@@ -150,10 +152,11 @@ class EvaluationConfig:
     timestep_spacing: Literal["leading", "trailing", "linspace", "quadratic"] = "leading"
     eta: float = 0.0
     batch_size: int = 128
+    grid_images: int = 64
     every: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "num_inference_steps", "batch_size"):
+        for name in ("num_images", "num_inference_steps", "batch_size", "grid_images"):
             _check(getattr(self, name) >= 1, f"evaluation.{name}", getattr(self, name), "at least 1")
         _check(self.every is None or self.every >= 1, "evaluation.every", self.every, "at least 1, or null")
         _check(0 <= self.eta <= 1, "evaluation.eta", self.eta, "from 0 to 1")
@@ -179,10 +182,48 @@ class Config:
         _check(self.seed >= 0, "seed", self.seed, "at least 0")
         _check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
 
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved settings in the types of JSON and YAML."""
+        settings: dict[str, Any] = _plain(asdict(self))
+        return settings
+
     def to_yaml(self) -> str:
         """The resolved settings as a recipe: ``--config`` on it gives this run again."""
-        recipe: str = yaml.safe_dump(_plain(asdict(self)), sort_keys=False, default_flow_style=None, width=120)
+        recipe: str = yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120)
         return recipe
+
+
+# What a run that goes on may change, because it says where the run happens, what it writes and how fast it is, not what
+# is learnt. A group's name stands for all of its settings.
+FREE_TO_CHANGE = frozenset(
+    {"output_dir", "threads", "quiet", "resume", "dry_run", "evaluation", "data.cache_dir"}
+    | {f"training.{name}" for name in ("log_every", "trackers", "sample_every", "max_skipped_steps")}
+    | {f"training.{name}" for name in ("checkpoint_every", "checkpoints_total_limit", "gradient_accumulation_steps")}
+    | {f"training.{name}" for name in ("compile", "channels_last", "gradient_checkpointing", "tf32")}
+)
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ between two :meth:`Config.to_dict`, by their names on the command line."""
+    old, new = flat(before), flat(after)
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def refused_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Those of :func:`changes` that would make another run of it."""
+    free = set(FREE_TO_CHANGE)
+    if before["training"]["lr_schedule"] == after["training"]["lr_schedule"] == "constant":
+        free.add("training.steps")  # the others are stretched over all the steps
+    return {key: change for key, change in changes(before, after).items() if not {key, key.partition(".")[0]} & free}
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by their names on the command line, such as ``training.steps``."""
+    named: dict[str, Any] = {}
+    for key, value in settings.items():
+        inside = isinstance(value, Mapping)
+        named |= {f"{key}.{inner}": item for inner, item in value.items()} if inside else {key: value}
+    return named
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from ddpm_hf.images import to_uint8
@@ -140,18 +141,27 @@ def sample_images(
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = next(unet.parameters()).device
     images = torch.zeros(num_images, *image_shape(unet), dtype=torch.uint8, device=device)
+    sharded = [module for module in unet.modules() if isinstance(module, FSDPModule)]
     was_training = unet.training
     unet.eval()
-    starts = range(rank * batch_size, num_images, processes * batch_size)
-    for start in tqdm(starts, desc="sampling", unit="batch", disable=not show_progress, leave=False):
+    starts = range(0, num_images, processes * batch_size)
+    for first in tqdm(starts, desc="sampling", unit="batch", disable=not show_progress, leave=False):
+        start = first + rank * batch_size
+        is_left_over = start >= num_images
+        if is_left_over and not sharded:
+            break
+        if is_left_over:
+            start = 0  # for nothing, but the others' shares of the network are used by all processes at each step
         stop = min(start + batch_size, num_images)
         generators = generators_of(range(seed + start, seed + stop))
         noise = randn_tensor((stop - start, *image_shape(unet)), generator=generators, device=device, dtype=unet.dtype)
         labels = None if class_labels is None else class_labels[start:stop].to(device)
-        images[start:stop] = to_uint8(
-            denoise(unet, scheduler, noise, generator=generators, class_labels=labels, **options)
-        )
+        drawn = to_uint8(denoise(unet, scheduler, noise, generator=generators, class_labels=labels, **options))
+        if not is_left_over:
+            images[start:stop] = drawn
     unet.train(was_training)
+    for module in sharded:
+        module.reshard()  # or it would go on with these whole weights when the sharded ones have changed
     if accelerator is not None and processes > 1:
         images = accelerator.reduce(images, reduction="sum")  # every image is zero on all processes but one
     return images.cpu()

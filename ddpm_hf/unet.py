@@ -262,7 +262,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         if self.mid_block is not None:
             x = self.mid_block(x, time)
         for block in self.up_blocks:
-            x = block(x, skips, time)
+            x = block(x, [skips.pop() for _ in range(self.config.layers_per_block + 1)], time)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
 
         if self.config.time_embedding_type == "fourier":

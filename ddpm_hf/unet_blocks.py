@@ -310,9 +310,9 @@ class UpBlock2D(_Block):
             self.upsamplers = nn.ModuleList([Upsample(out_channels)])
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
-        """x (B, C, H, W) and time (B, E) to (B, C', 2H, 2W); takes what it needs off the end of `skips`."""
-        for i in range(len(self.resnets)):
-            x = self._layer(i, torch.cat([x, skips.pop()], dim=1), time)
+        """x (B, C, H, W) and time (B, E) to (B, C', 2H, 2W); `skips` holds one result for each residual block."""
+        for i, skip in enumerate(skips):
+            x = self._layer(i, torch.cat([x, skip], dim=1), time)
         return x if self.upsamplers is None else self.upsamplers[0](x, time)
 
 

@@ -8,7 +8,8 @@ import torch
 
 from ddpm_hf.assets.make_digits import load_digits_uint8, split_indices, write_split
 from ddpm_hf.assets.train_digits_features import accuracy, train
-from ddpm_hf.data import load_image_data
+from ddpm_hf.config import DataConfig
+from ddpm_hf.data import load_cached_images
 from ddpm_hf.metrics import DigitsFeatures, frechet_distance
 
 
@@ -17,7 +18,7 @@ def test_the_embedded_digits_are_the_uci_digits_split_once() -> None:
     train_indices, test_indices = split_indices(len(images))
     assert sorted([*train_indices, *test_indices]) == list(range(1797))
     for split, indices in (("train", train_indices), ("test", test_indices)):
-        data = load_image_data("digits", split)
+        data = load_cached_images(DataConfig(split=split))
         assert data.labels is not None
         np.testing.assert_array_equal(data.images.squeeze(1).numpy(), images[indices])
         np.testing.assert_array_equal(data.labels.numpy(), labels[indices])
@@ -32,7 +33,7 @@ def test_digits_fill_the_range_of_uint8_in_steps_of_a_sixteenth() -> None:
 def test_a_written_split_reads_back(tmp_path: Path) -> None:
     images, labels = load_digits_uint8()
     write_split(tmp_path / "some.parquet", images[:7], labels[:7])
-    data = load_image_data(str(tmp_path / "some.parquet"), "train")
+    data = load_cached_images(DataConfig(name=str(tmp_path / "some.parquet")))
     assert data.labels is not None
     np.testing.assert_array_equal(data.images.squeeze(1).numpy(), images[:7])
     np.testing.assert_array_equal(data.labels.numpy(), labels[:7])
@@ -45,7 +46,7 @@ def test_the_network_names_held_out_digits() -> None:
 def test_the_floor_is_that_of_a_split_of_one_population() -> None:
     """A network that knew its training images by heart would set them apart from the held-out ones."""
     network = DigitsFeatures.load()
-    splits = [load_image_data("digits", split) for split in ("train", "test")]
+    splits = [load_cached_images(DataConfig(split=split)) for split in ("train", "test")]
     features = [network(data.images) for data in splits]
     floor = frechet_distance(*features)
     everything = torch.cat(features)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddpm_hf.data import load_image_data
+from ddpm_hf.config import DataConfig
+from ddpm_hf.data import load_cached_images
 from ddpm_hf.images import from_uint8
 from ddpm_hf.metrics.features import WEIGHTS, DigitsFeatures
 
@@ -29,7 +30,7 @@ MAX_STRETCH = 0.15
 
 def train(seed: int = 0) -> DigitsFeatures:
     """The trained network in evaluation mode. On one thread, the same machine and torch give the same bits."""
-    data = load_image_data("digits", "train")
+    data = load_cached_images(DataConfig())
     assert data.labels is not None
     images, labels = from_uint8(data.images), data.labels
     torch.manual_seed(seed)
@@ -66,7 +67,7 @@ def random_affine(images: Tensor) -> Tensor:
 
 def accuracy(network: DigitsFeatures, split: str) -> float:
     """Share of a split's digits that the network names rightly."""
-    data = load_image_data("digits", split)
+    data = load_cached_images(DataConfig(split=split))
     assert data.labels is not None
     return (network.logits(network(data.images)).argmax(dim=1) == data.labels).double().mean().item()
 

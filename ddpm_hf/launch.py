@@ -1,0 +1,150 @@
+"""What a launcher gave this process: its place among others, its threads, its precision, and the signal to stop."""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+STOPPED = 75
+"""Exit status of a run that a signal stopped after its checkpoint was saved: EX_TEMPFAIL, start it again to go on."""
+
+
+def start_processes(
+    threads: int | None,
+    gradient_accumulation_steps: int = 1,
+    trackers: Sequence[str] = (),
+    logging_dir: Path | None = None,
+) -> Accelerator:
+    """The accelerator of this process, on the CPU where there is nothing else, with its number of threads set.
+
+    Args:
+        threads: CPU threads of this process; None for the usable cores over the processes of this machine. (The
+            launcher sets OMP_NUM_THREADS=1 by itself, which would leave all other cores idle.)
+        gradient_accumulation_steps: Backward passes per optimizer step.
+        trackers: Names that accelerate knows; metrics go there too.
+        logging_dir: Where trackers write their files.
+
+    Raises:
+        ValueError: the launcher was asked for more processes than work together, or for a precision that the device
+            lacks, or a tracker is not installed.
+    """
+    for tracker in trackers:
+        if find_spec(tracker) is None:
+            raise ValueError(f"the tracker {tracker!r} is not installed; run 'pip install {tracker}'")
+    # Only with cpu=True do processes that a GPU launcher started find each other on a machine without one.
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        log_with=list(trackers) or None,
+        project_dir=logging_dir,
+    )
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked != accelerator.num_processes:
+        raise ValueError(
+            f"the launcher started {asked} processes, but this one sees {accelerator.num_processes}, so they would "
+            "overwrite each other's files; start them with 'accelerate launch --multi_gpu --num_processes N'"
+        )
+    # The one trace that 'accelerate launch --cpu --num_processes N' leaves of N, which it then ignores.
+    launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if launched_on_cpu and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "'accelerate launch --cpu' starts one process whatever number it is given; for N processes on the CPU use "
+            "'accelerate launch --multi_gpu --num_processes N', also without a GPU; for one give --num_processes 1"
+        )
+    torch.set_num_threads(threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return accelerator
+
+
+def differences_from_launcher(accelerator: Accelerator) -> list[str]:
+    """What the launcher was asked for and the run does not have, a sentence each."""
+    has = accelerator.distributed_type.value
+    found = []
+    for variable, strategy in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
+        if os.environ.get(variable, "").lower() == "true" and has != strategy:
+            found.append(f"the launcher asked for {strategy}; this run has {has}, which shards nothing")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", accelerator.mixed_precision)
+    if precision != accelerator.mixed_precision:
+        found.append(f"the launcher asked for mixed precision {precision}; this run has {accelerator.mixed_precision}")
+    if has == "MULTI_GPU" and accelerator.device.type == "cpu":
+        found.append("the launcher asked for GPUs; this run is on CPUs, of which there is always one process per share")
+    return found
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, which in a container or a batch job can be fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")  # "max 100000", or microseconds of CPU time in a period of as many
+    if quota.exists():
+        allowed, period = quota.read_text().split()
+        if allowed != "max":
+            cores = min(cores, max(1, int(allowed) // int(period)))
+    return cores
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What a run depends on besides its settings: machine, versions, processes, threads, commit."""
+    packages = ("torch", "diffusers", "accelerate", "datasets", "numpy")
+    checkout = Path(__file__).parents[1]
+    commit = None
+    if (checkout / ".git").exists():
+        git = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
+    return {
+        "command": " ".join(sys.argv),
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "threads_per_process": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+        "distributed_type": accelerator.distributed_type.value,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "commit": commit,
+        **{package: version(package) for package in packages},
+    }
+
+
+class StopSignal:
+    """Whether SIGTERM or SIGINT has come, so that a run can finish its step and save.
+
+    Args:
+        accelerator: A signal to one of its processes stops them all.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._received = False
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Within the context the first signal is kept; a second one of the same kind does what it always does."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def keep(number: int, frame: FrameType | None) -> None:
+            self._received = True
+            signal.signal(number, before[signal.Signals(number)])
+
+        for number in before:
+            signal.signal(number, keep)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def agreed(self) -> bool:
+        """Whether any process has received one: the same answer on all of them, which must all ask."""
+        if self._accelerator.num_processes == 1:
+            return self._received
+        count = torch.tensor(float(self._received), device=self._accelerator.device)
+        return bool(self._accelerator.reduce(count, reduction="sum") > 0)

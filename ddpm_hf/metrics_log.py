@@ -1,0 +1,143 @@
+"""``metrics.jsonl``: what a run measured of itself, a line for every few steps."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+QUARTERS = 4
+
+
+class MetricsLog:
+    """Means over the steps since the last line, written by the main process to the file and to the trackers.
+
+    Losses stay on the device until a line is due, so that logging does not make a GPU wait at every step.
+
+    Args:
+        path: The file.
+        accelerator: Its processes' losses are averaged.
+        images_per_step: The global batch size.
+        num_train_timesteps: T, whose quarters have a mean loss each.
+        after: Steps done by the run that this one goes on with: later lines are removed. 0 starts the file anew.
+        pending: :meth:`state_dict` of that run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        accelerator: Accelerator,
+        images_per_step: int,
+        num_train_timesteps: int,
+        after: int = 0,
+        pending: list[list[float]] | None = None,
+    ) -> None:
+        self._path = path
+        self._accelerator = accelerator
+        self._images_per_step = images_per_step
+        self._num_train_timesteps = num_train_timesteps
+        self._rows: list[Tensor] = []  # of this process: sums of losses and numbers of images in each quarter of T
+        self._steps: list[list[float]] = pending or []  # of all: the same, and the norm of the gradient or -1
+        self._norms: list[float] = []
+        self._since, self._timed_steps, self._waited = time.perf_counter(), 0, 0.0
+        if accelerator.is_main_process:
+            _truncate(path, after)
+
+    def add(self, losses: Tensor, t: Tensor, grad_norm: float | None) -> None:
+        """Remember a step.
+
+        Args:
+            losses: Of this process's images, ``(b,)``.
+            t: Their timesteps.
+            grad_norm: The norm of the gradient before it was clipped; None if the step was skipped.
+        """
+        row = torch.zeros(2, QUARTERS, device=losses.device)
+        if grad_norm is not None:
+            quarter = t * QUARTERS // self._num_train_timesteps
+            row[0].index_add_(0, quarter, losses.detach().float())
+            row[1].index_add_(0, quarter, torch.ones_like(losses, dtype=torch.float32))
+        self._rows.append(row)
+        self._norms.append(-1.0 if grad_norm is None else grad_norm)
+        self._timed_steps += 1
+
+    def write(self, step: int, seconds_waited: float, **values: float) -> dict[str, Any]:
+        """Write and return the means over the steps since the last line.
+
+        Args:
+            step: Steps done so far; the first step of a run is number 1.
+            seconds_waited: Time spent so far on waiting for data, all in all.
+            values: What else belongs to the line, such as the learning rate.
+        """
+        self._collect()
+        taken = [row for row in self._steps if row[-1] >= 0]
+        sums = [sum(column) for column in zip(*taken, strict=True)] or [0.0] * (2 * QUARTERS + 1)
+        losses, counts = sums[:QUARTERS], sums[QUARTERS : 2 * QUARTERS]
+        now = time.perf_counter()
+        record: dict[str, Any] = {
+            "step": step,
+            "loss": _ratio(sum(losses), sum(counts)),
+            **{f"loss_quarter_{i + 1}": _ratio(losses[i], counts[i]) for i in range(QUARTERS)},
+            "grad_norm": _ratio(sums[-1], len(taken)),
+            "skipped_steps": len(self._steps) - len(taken),
+            "images_per_second": self._timed_steps * self._images_per_step / (now - self._since),
+            "data_wait_share": (seconds_waited - self._waited) / (now - self._since),
+            "memory_gib": _peak_memory(self._accelerator.device) / 2**30,
+            **values,
+        }
+        self._steps, self._since, self._timed_steps, self._waited = [], now, 0, seconds_waited
+        self.write_line(record)
+        return record
+
+    def write_line(self, record: dict[str, Any]) -> None:
+        """Add a line to the file, and its numbers to the trackers."""
+        if self._accelerator.is_main_process:
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        numbers = {name: value for name, value in record.items() if name != "step" and value is not None}
+        self._accelerator.log(numbers, step=record["step"])
+
+    def state_dict(self) -> list[list[float]]:
+        """The steps since the last line, in the types of JSON. All processes must ask."""
+        self._collect()
+        return self._steps
+
+    def _collect(self) -> None:
+        """Bring what the device holds to the host, summed over all processes."""
+        if self._rows:
+            rows = self._accelerator.reduce(torch.stack(self._rows), reduction="sum").flatten(1).tolist()
+            self._steps += [[*row, norm] for row, norm in zip(rows, self._norms, strict=True)]
+            self._rows, self._norms = [], []
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, without one that a killed process left unfinished."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _truncate(path: Path, after: int) -> None:
+    kept = [line for line in read_log(path) if line["step"] <= after] if after else []
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.replace(path)
+
+
+def _ratio(total: float, count: float) -> float | None:
+    return total / count if count else None
+
+
+def _peak_memory(device: torch.device) -> int:
+    """The most bytes in use so far: of the accelerator, or else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,69 @@
+"""Processes and threads as the launcher gives them, and what is said where a run has others."""
+
+import os
+import signal
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ddpm_hf.launch import StopSignal, differences_from_launcher, environment, start_processes, usable_cores
+
+
+@pytest.fixture
+def threads() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_usable_cores_are_shared_out_over_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    start_processes(None)
+    assert torch.get_num_threads() == usable_cores() <= (os.cpu_count() or 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(usable_cores()))
+    start_processes(None)
+    assert torch.get_num_threads() == 1
+    accelerator = start_processes(2)
+    assert environment(accelerator)["threads_per_process"] == torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("threads")
+def test_processes_that_do_not_work_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Accelerator(cpu=True)  # alone, before the launcher's variable appears
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="the launcher started 2 processes, but this one sees 1"):
+        start_processes(None)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # what 'accelerate launch --cpu --num_processes 2' leaves
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(ValueError, match="starts one process whatever number it is given"):
+        start_processes(None)
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_command() -> None:
+    with pytest.raises(ValueError, match=r"the tracker 'no_such_tracker' is not installed; run 'pip install no_such"):
+        start_processes(1, trackers=["no_such_tracker"])
+
+
+def test_a_run_that_has_less_than_the_launcher_was_asked_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Accelerator(cpu=True)
+    assert differences_from_launcher(accelerator) == []
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert differences_from_launcher(accelerator) == [
+        "the launcher asked for FSDP; this run has NO, which shards nothing",
+        "the launcher asked for mixed precision bf16; this run has no",
+    ]
+
+
+def test_the_first_signal_is_kept_and_the_second_does_what_it_always_does() -> None:
+    stop = StopSignal(Accelerator(cpu=True))
+    with stop.caught():
+        assert not stop.agreed()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.agreed()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
