@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 STOPPED = 75
 """Exit status of a run that a signal stopped after its checkpoint was saved: EX_TEMPFAIL, start it again to go on."""
@@ -62,6 +63,11 @@ def start_processes(
             "'accelerate launch --cpu' starts one process whatever number it is given; for N processes on the CPU use "
             "'accelerate launch --multi_gpu --num_processes N', also without a GPU; for one give --num_processes 1"
         )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "DeepSpeed keeps the optimizer where these checkpoints do not reach; use configs/accelerate/fsdp.yaml, "
+            "which shards weights and optimizer too"
+        )
     torch.set_num_threads(threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return accelerator
 
@@ -76,8 +82,6 @@ def differences_from_launcher(accelerator: Accelerator) -> list[str]:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", accelerator.mixed_precision)
     if precision != accelerator.mixed_precision:
         found.append(f"the launcher asked for mixed precision {precision}; this run has {accelerator.mixed_precision}")
-    if has == "MULTI_GPU" and accelerator.device.type == "cpu":
-        found.append("the launcher asked for GPUs; this run is on CPUs, of which there is always one process per share")
     return found
 
 

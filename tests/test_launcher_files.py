@@ -1,0 +1,37 @@
+"""The launcher files, read by the installed accelerate: what each would start."""
+
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+FOLDER = Path(__file__).parent.parent / "configs" / "accelerate"
+# name -> processes, machines, mixed precision, and the flag that picks the strategy
+WOULD_START = {
+    "cpu": (1, 1, "no", "use_cpu"),
+    "cpu_2_processes": (2, 1, "no", "multi_gpu"),
+    "single_gpu": (1, 1, "bf16", None),
+    "multi_gpu": (4, 1, "bf16", "multi_gpu"),
+    "multi_node": (8, 2, "bf16", "multi_gpu"),
+    "fsdp": (4, 1, "bf16", "use_fsdp"),
+    "mps": (1, 1, "no", None),
+}
+
+
+def test_every_file_is_here() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == set(WOULD_START)
+
+
+@pytest.mark.parametrize("name", WOULD_START)
+def test_a_launcher_file_starts_what_it_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = FOLDER / f"{name}.yaml"
+    assert path.read_text().startswith("# ")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(path), "x.py"]))
+    processes, machines, precision, strategy = WOULD_START[name]
+    assert (arguments.num_processes, arguments.num_machines) == (processes, machines)
+    assert arguments.mixed_precision == precision
+    picked = {flag for flag in ("use_cpu", "multi_gpu", "use_fsdp", "use_deepspeed") if getattr(arguments, flag)}
+    assert picked == ({strategy} if strategy else set())
+    if name == "fsdp":
+        assert str(arguments.fsdp_version) == "2"
