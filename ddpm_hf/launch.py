@@ -65,8 +65,8 @@ def start_processes(
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
-            "DeepSpeed keeps the optimizer where these checkpoints do not reach; use configs/accelerate/fsdp.yaml, "
-            "which shards weights and optimizer too"
+            "DeepSpeed keeps the optimizer where these checkpoints do not reach; use "
+            "configs/accelerate/fsdp_zero2.yaml for its ZeRO stage 2, or configs/accelerate/fsdp.yaml for stage 3"
         )
     torch.set_num_threads(threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return accelerator

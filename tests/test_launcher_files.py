@@ -14,6 +14,7 @@ WOULD_START = {
     "multi_gpu": (4, 1, "bf16", "multi_gpu"),
     "multi_node": (8, 2, "bf16", "multi_gpu"),
     "fsdp": (4, 1, "bf16", "use_fsdp"),
+    "fsdp_zero2": (4, 1, "bf16", "use_fsdp"),
     "mps": (1, 1, "no", None),
 }
 
@@ -33,5 +34,6 @@ def test_a_launcher_file_starts_what_it_says(name: str, monkeypatch: pytest.Monk
     assert arguments.mixed_precision == precision
     picked = {flag for flag in ("use_cpu", "multi_gpu", "use_fsdp", "use_deepspeed") if getattr(arguments, flag)}
     assert picked == ({strategy} if strategy else set())
-    if name == "fsdp":
+    if strategy == "use_fsdp":
         assert str(arguments.fsdp_version) == "2"
+        assert str(arguments.fsdp_reshard_after_forward).lower() == ("true" if name == "fsdp" else "false")

@@ -1,0 +1,145 @@
+"""What a training step on the CIFAR-10 network costs beside the network, and what the data side can deliver.
+
+The loop is the real one, of train_accelerate.py, with clocks round the network, the backward pass and the optimizer.
+The loader to compare with does what diffusers' example does: every image of every batch is decoded, cropped, flipped
+and normalised with PIL on its way through a DataLoader.
+"""
+
+import io
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, Features, Image
+from PIL import Image as PILImage
+from PIL import ImageOps
+
+from ddpm_hf.command_line import parse_config
+from ddpm_hf.run import Run
+from train_accelerate import train
+
+BATCH_SIZE = 16
+IMAGES = 2048
+RECIPE = Path(__file__).parent.parent / "configs" / "train" / "cifar10.yaml"
+
+
+class Clock:
+    """Seconds spent inside a function, for each step."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.seconds = function, [0.0]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return self.function(*args, **kwargs)
+        finally:
+            self.seconds[-1] += time.perf_counter() - start
+
+
+def run(rounds: int) -> list[dict[str, Any]]:
+    """One row for each part of a step, and one for a batch of each loader.
+
+    Returns:
+        "share" is of the whole step, in the median over the steps; the first step does not count.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "images.parquet"
+        write_images(data)
+        config = parse_config(
+            [f"--data.name={data}", f"--data.cache_dir={folder}/cache", f"--output_dir={folder}/run", "--quiet"],
+            default_recipe=RECIPE,
+        )
+        # Beside 16 images of a network this size the rest should vanish, so it is logged at every step.
+        training = replace(config.training, batch_size=BATCH_SIZE, steps=rounds + 1, log_every=1, sample_every=None)
+        training_run = Run(replace(config, training=training), Accelerator(cpu=True))
+        training_run.start()
+        parts, wholes = step_times(training_run)
+        loaders = {
+            "a batch of ours": batch_times(
+                (training_run.batches.micro_batch(step, 0) for step in itertools.count()), rounds
+            ),
+            "a batch of a per-image loader": batch_times(per_image_loader(data), rounds),
+        }
+    rest = [whole - sum(of_step) for whole, *of_step in zip(wholes, *parts.values(), strict=True)]
+    rows = {"step": wholes, **parts, "all else in the step": rest, **loaders}
+    return [
+        {
+            "what": what,
+            "ms": 1000 * statistics.median(seconds),
+            "share": statistics.median(part / whole for part, whole in zip(seconds, wholes, strict=True)),
+        }
+        for what, seconds in rows.items()
+    ]
+
+
+def step_times(training_run: Run) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of each part of each step and of each whole step, without the first."""
+    forward, backward = Clock(training_run.model.forward), Clock(training_run.accelerator.backward)
+    optimizer = Clock(training_run.state.optimizer.step)
+    training_run.model.forward, training_run.accelerator.backward = forward, backward  # type: ignore[method-assign]
+    training_run.state.optimizer.step = optimizer
+    clocks, starts, steps = (forward, backward, optimizer), [], training_run.steps
+
+    def timed_steps() -> Any:
+        starts.append(time.perf_counter())
+        for step, batches in steps():
+            yield step, batches
+            # The work between two steps counts for the later one.
+            for clock in clocks:
+                clock.seconds.append(0.0)
+            starts.append(time.perf_counter())
+
+    # Only the loop: the last step's checkpoint is no part of a step.
+    training_run._save = lambda: None  # type: ignore[method-assign]
+    training_run.steps = timed_steps  # type: ignore[method-assign]
+    train(training_run)
+    wholes = [stop - start for start, stop in itertools.pairwise(starts)][1:]
+    names = ("forward", "backward", "optimizer")
+    return {name: clock.seconds[1:-1] for name, clock in zip(names, clocks, strict=True)}, wholes
+
+
+def batch_times(batches: Any, rounds: int) -> list[float]:
+    """Seconds that each batch takes to come, without the first."""
+    iterator, seconds = iter(batches), []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        next(iterator)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def per_image_loader(path: Path) -> Any:
+    """Batches as diffusers' unconditional example makes them, with PIL and numpy in the place of torchvision."""
+    flips = np.random.default_rng(0)
+
+    def transform(image: PILImage.Image) -> torch.Tensor:
+        image = ImageOps.fit(image.convert("RGB"), (32, 32), PILImage.Resampling.BILINEAR)
+        image = ImageOps.mirror(image) if flips.random() < 0.5 else image
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+    dataset = Dataset.from_parquet(str(path)).with_transform(
+        lambda examples: {"input": [transform(image) for image in examples["image"]]}
+    )
+    while True:
+        yield from torch.utils.data.DataLoader(dataset, BATCH_SIZE, shuffle=True)
+
+
+def write_images(path: Path) -> None:
+    """A parquet file of PNGs of CIFAR-10's size, as the Hub holds them."""
+    stream = np.random.default_rng(0)
+    examples = []
+    for _ in range(IMAGES):
+        coarse = PILImage.fromarray(stream.integers(256, size=(8, 8, 3), dtype=np.uint8))
+        content = io.BytesIO()
+        coarse.resize((32, 32), PILImage.Resampling.BICUBIC).save(content, "PNG")
+        examples.append({"bytes": content.getvalue(), "path": None})
+    Dataset.from_dict({"image": examples}, features=Features({"image": Image()})).to_parquet(str(path))
