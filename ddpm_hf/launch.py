@@ -43,6 +43,9 @@ def start_processes(
     for tracker in trackers:
         if find_spec(tracker) is None:
             raise ValueError(f"the tracker {tracker!r} is not installed; run 'pip install {tracker}'")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "fp16", "bf16"):
+        raise ValueError(f"mixed precision {precision!r} is not known here; ask the launcher for no, fp16 or bf16")
     # Only with cpu=True do processes that a GPU launcher started find each other on a machine without one.
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
@@ -67,6 +70,11 @@ def start_processes(
         raise ValueError(
             "DeepSpeed keeps the optimizer where these checkpoints do not reach; use "
             "configs/accelerate/fsdp_zero2.yaml for its ZeRO stage 2, or configs/accelerate/fsdp.yaml for stage 3"
+        )
+    if accelerator.mixed_precision != "no" and not accelerator.native_amp:
+        raise ValueError(
+            f"mixed precision {accelerator.mixed_precision} is not for a {accelerator.device.type}, where accelerate would "
+            "train in float32 under its name; ask the launcher for bf16, or for no"
         )
     torch.set_num_threads(threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return accelerator

@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from ddpm_hf.launch import StopSignal, differences_from_launcher, environment, start_processes, usable_cores
+
+
+@pytest.fixture
+def no_accelerator_yet() -> Any:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
@@ -39,6 +47,17 @@ def test_processes_that_do_not_work_together_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # what 'accelerate launch --cpu --num_processes 2' leaves
     monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(ValueError, match="starts one process whatever number it is given"):
+        start_processes(None)
+
+
+@pytest.mark.usefixtures("no_accelerator_yet")
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="fp16 is not for a cpu, where accelerate would train in float32"):
+        start_processes(None)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="'fp8' is not known here"):
         start_processes(None)
 
 
