@@ -73,8 +73,8 @@ def start_processes(
         )
     if accelerator.mixed_precision != "no" and not accelerator.native_amp:
         raise ValueError(
-            f"mixed precision {accelerator.mixed_precision} is not for a {accelerator.device.type}, where accelerate would "
-            "train in float32 under its name; ask the launcher for bf16, or for no"
+            f"mixed precision {accelerator.mixed_precision} is not for a {accelerator.device.type}, where accelerate "
+            "would train in float32 under its name; ask the launcher for bf16, or for no"
         )
     torch.set_num_threads(threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return accelerator
