@@ -77,6 +77,15 @@ def test_a_run_that_has_less_than_the_launcher_was_asked_for_says_so(monkeypatch
     ]
 
 
+@pytest.fixture
+def interrupts() -> Any:
+    """SIGINT as Python has it; a shell's background job starts with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_the_first_signal_is_kept_and_the_second_does_what_it_always_does() -> None:
     stop = StopSignal(Accelerator(cpu=True))
     with stop.caught():
