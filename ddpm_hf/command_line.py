@@ -1,4 +1,4 @@
-"""The command line of a training run: a YAML recipe, and settings over it.
+"""The command line: of a training run, a YAML recipe and settings over it; of other commands, settings alone.
 
 The command line wins over the recipe, the recipe over the defaults. ``model.*`` are the constructor keys of
 :class:`~ddpm_hf.unet.UNet2DModel` and ``diffusion.*`` those of :class:`~ddpm_hf.schedulers.DDPMScheduler`: their names,
@@ -12,9 +12,9 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -22,6 +22,8 @@ from jsonargparse import ArgumentParser
 from ddpm_hf.config import Config, DataConfig, EvaluationConfig, TrainingConfig
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.unet import UNet2DModel
+
+Settings = TypeVar("Settings")
 
 
 def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
@@ -70,6 +72,23 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
         print(config.to_yaml(), end="")
         raise SystemExit(0)
     return config
+
+
+def parse_settings(kind: type[Settings], argv: Sequence[str], description: str) -> Settings:
+    """The settings of a command without recipes: the fields of a dataclass, explained by its docstring.
+
+    Wrong settings end the program with one sentence and status 2; ``--help`` ends it with 0.
+    """
+    parser = _Parser(description=description, allow_abbrev=False)
+    parser.add_class_arguments(kind)
+    options = [*(field.name for field in fields(kind)), "help"]  # type: ignore[arg-type]
+    _refuse_unknown(_keys_of_command_line(argv), options, "the command line")
+    switches = [f"--{field.name}" for field in fields(kind) if field.type == "bool" or field.type is bool]  # type: ignore[arg-type]
+    values = vars(parser.parse_args([f"{argument}=true" if argument in switches else argument for argument in argv]))
+    try:
+        return kind(**values)
+    except ValueError as error:
+        fail(str(error))
 
 
 def fail(message: str, status: int = 2) -> NoReturn:

@@ -160,7 +160,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             ValueError: if it holds another kind of pipeline.
             FileNotFoundError: if a local folder is missing, or is no pipeline's.
         """
-        _check_local_folder(Path(pretrained_model_name_or_path))
+        check_local_folder(Path(pretrained_model_name_or_path))
         return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
@@ -222,7 +222,7 @@ def _as_output(x_0: Tensor, output_type: str) -> Any:
     return to_pil(to_uint8(x_0)) if output_type == "pil" else to_uint8(x_0)
 
 
-def _check_local_folder(path: Path) -> None:
+def check_local_folder(path: Path) -> None:
     """Say in one sentence what is wrong with a local folder, before diffusers takes its path for a Hub id."""
     if path.is_dir() and not (path / "model_index.json").is_file():
         hint = "; it holds a single model, for UNet2DModel.from_pretrained" if (path / "config.json").is_file() else ""

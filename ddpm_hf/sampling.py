@@ -72,7 +72,7 @@ def denoise(
     Raises:
         ValueError: for a step option that this scheduler lacks, or guidance without class labels.
     """
-    options = _options_for(scheduler, {"generator": generator, **step_options})
+    options = options_for(scheduler, {"generator": generator, **step_options})
     unconditional = None
     if guidance_scale != 1.0 and unet.config.num_class_embeds is None:
         logger.warning("guidance_scale=%s does nothing: this UNet knows no classes.", guidance_scale)
@@ -97,7 +97,7 @@ def denoise(
     return x_t
 
 
-def _options_for(scheduler: Any, options: dict[str, Any]) -> dict[str, Any]:
+def options_for(scheduler: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Those that `scheduler.step` takes; one that it lacks may only say what it would do anyway."""
     known = inspect.signature(scheduler.step).parameters
     for name, value in options.items():

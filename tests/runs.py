@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, tiny and quick to start, to be watched, stopped and killed.
+"""Training runs and other commands in processes of their own, tiny and quick to start, to be watched and killed.
 
 A fork server that has imported everything starts a run in milliseconds. Runs with several processes find each other as
 under a launcher, by its environment variables.
@@ -32,19 +32,27 @@ TINY = [
 ]
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train_accelerate", "tests.runs"])
+_context.set_forkserver_preload(["train_accelerate", "ddpm_hf.cli.sample", "tests.runs"])
 
 
 class Started:
     """A run that has been started: its processes, and what they have said."""
 
-    def __init__(self, arguments: Sequence[object], output_dir: Path, processes: int = 1, fault: Fault | None = None):
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        output_dir: Path,
+        processes: int = 1,
+        fault: Fault | None = None,
+        main: Callable[[], None] = train_accelerate.main,
+    ):
         self.folder = output_dir
         self._said = output_dir.with_name(f"{output_dir.name}.said")
         self._said.write_text("")
-        argv = ["train_accelerate.py", *TINY, "--output_dir", str(output_dir), *map(str, arguments)]
+        own = [*TINY, "--output_dir", output_dir] if main is train_accelerate.main else ["--output", output_dir]
+        argv = [main.__module__, *map(str, own), *map(str, arguments)]
         self.processes = [
-            _context.Process(target=_run, args=(argv, variables, str(self._said), fault))
+            _context.Process(target=_run, args=(argv, variables, str(self._said), fault, main))
             for variables in _worlds(processes)
         ]
         for process in self.processes:
@@ -135,7 +143,7 @@ def _call(variables: dict[str, str], function: Callable[..., None], arguments: S
     function(*arguments)
 
 
-def _run(argv: list[str], variables: dict[str, str], said: str, fault: Fault | None) -> None:
+def _run(argv: list[str], variables: dict[str, str], said: str, fault: Fault | None, main: Callable[[], None]) -> None:
     output = os.open(said, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -143,4 +151,4 @@ def _run(argv: list[str], variables: dict[str, str], said: str, fault: Fault | N
     os.environ |= variables
     if fault is not None:
         fault()
-    train_accelerate.main()
+    main()

@@ -73,6 +73,13 @@ def test_files_go_both_ways(unet: UNet2DModel, x: torch.Tensor, tmp_path: Path) 
     assert half(x.bfloat16(), 3).sample.dtype == torch.bfloat16
 
 
+def test_loaded_weights_compute_the_same_bits(unet: UNet2DModel, x: torch.Tensor, tmp_path: Path) -> None:
+    unet.save_pretrained(tmp_path)
+    loaded = UNet2DModel.from_pretrained(tmp_path)
+    assert all(weight.data_ptr() % 64 == 0 for weight in loaded.parameters()), "as mapped from the file, not aligned"
+    assert torch.equal(loaded(x, 500).sample, unet(x, 500).sample)
+
+
 def test_old_attention_names_load(unet: UNet2DModel, tmp_path: Path) -> None:
     """query, key, value and proj_attn of checkpoints such as google/ddpm-cifar10-32, by diffusers' private hook."""
     unet.save_pretrained(tmp_path)

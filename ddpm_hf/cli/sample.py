@@ -1,0 +1,261 @@
+"""Images from a checkpoint, on every process there is, each from its own seed.
+
+    ddpm-hf-sample --model runs/digits --num_images 1000 --num_inference_steps 100 --output samples
+    accelerate launch --multi_gpu -m ddpm_hf.cli.sample --model OWNER/NAME --num_images 50000 --output samples
+
+The image of a seed depends on nothing but that seed and the model. The same command again makes what is missing.
+"""
+
+import sys
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import diffusers
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from ddpm_hf.command_line import fail, parse_settings
+from ddpm_hf.launch import environment, start_processes
+from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
+from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
+from ddpm_hf.sample_files import PNGFolder, sample_files
+from ddpm_hf.sampling import options_for
+from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
+
+SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {}),
+    "ddpm": (DDPMScheduler, {}),
+    "deis": (diffusers.DEISMultistepScheduler, {}),
+    "dpmsolver++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler_ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "heun": (diffusers.HeunDiscreteScheduler, {}),
+    "pndm": (diffusers.PNDMScheduler, {}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Settings of ddpm-hf-sample.
+
+    Args:
+        model: Folder of a pipeline, or its Hub id.
+        output: Folder for the images and their manifest.json; the same command again makes what is missing in it.
+        num_images: How many images there will be, of the seeds from seed to seed + num_images - 1.
+        seed: Of the first image.
+        scheduler: Who takes the steps; ddim and ddpm are this package's, the others diffusers'. null: the checkpoint's.
+        num_inference_steps: Steps from noise to image.
+        timestep_spacing: Which times are visited, such as quadratic; the checkpoint's own when null.
+        eta: From 0 (DDIM) to 1 (DDPM's noise), for ddim.
+        class_labels: For a class-conditional model, taken in turn: 3, or 1,4,7, or 0-9.
+        guidance_scale: Classifier-free guidance; 1 is none.
+        batch_size: Images computed at once by each process.
+        format: png (a file each), npz (one file as ADM's) or parquet (a data set for load_dataset).
+        revision: Of a model on the Hub: branch, tag or commit.
+        dtype: Of the network.
+        compile: Run the network through torch.compile.
+        threads: CPU threads of each process; null shares the usable cores out.
+        quiet: No progress bar.
+    """
+
+    model: str
+    output: Path
+    num_images: int = 50_000
+    seed: int = 0
+    scheduler: str | None = None
+    num_inference_steps: int = 100
+    timestep_spacing: str | None = None
+    eta: float = 0.0
+    class_labels: str | None = None
+    guidance_scale: float = 1.0
+    batch_size: int = 128
+    format: Literal["png", "npz", "parquet"] = "png"
+    revision: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    compile: bool = False
+    threads: int | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "batch_size", "num_inference_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed} and must be 0 or more")
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise ValueError(f"scheduler is {self.scheduler!r} and must be one of {', '.join(SCHEDULERS)}")
+
+
+def main() -> None:
+    """The console command."""
+    config = parse_settings(SampleConfig, sys.argv[1:], "Draw images from a model, each from its own seed.")
+    try:
+        accelerator = start_processes(config.threads)
+        diffusers.utils.logging.disable_progress_bar()  # that of loading a model's two parts
+        datasets.disable_progress_bars()
+        made = sample(config, accelerator)
+        if accelerator.is_main_process and not config.quiet:
+            print(f"{config.output}: {made}")
+        accelerator.end_training()
+    except (ValueError, NotImplementedError, OSError) as error:
+        fail(str(error))
+
+
+def sample(config: SampleConfig, accelerator: Accelerator) -> str:
+    """Make the images that are missing, each process its share of the batches, and say what was done.
+
+    Batches are cut from the whole and a batch of which any image is missing is computed whole: so a run that was
+    stopped ends with the same bits as one that was not, on any number of processes.
+
+    Raises:
+        ValueError: the settings do not fit the model or what the folder holds.
+        OSError: the images cannot be written.
+    """
+    pipe, commit = load_pipeline(config)
+    pipe.to(accelerator.device)
+    pipe.set_progress_bar_config(disable=True)
+    if config.compile:
+        pipe.unet.compile()
+    seeds = range(config.seed, config.seed + config.num_images)
+    labels = labels_of(config, pipe)
+    settings = {
+        "model": config.model,
+        "revision": commit or config.revision,
+        "weights_sha256": weights_hash(pipe.unet),
+        "unet": _plain(pipe.unet.config),
+        "scheduler": {"class": type(pipe.scheduler).__name__, **_plain(pipe.scheduler.config)},
+        "timesteps": _timesteps(pipe, config.num_inference_steps),
+        "eta": config.eta,
+        "class_labels": config.class_labels,
+        "guidance_scale": config.guidance_scale,
+        "first_seed": config.seed,
+        "num_images": config.num_images,
+        "batch_size": config.batch_size,
+        "format": config.format,
+        "dtype": config.dtype,
+    }
+    options_for(pipe.scheduler, {"eta": config.eta})  # refuses one that the scheduler lacks, before anything is written
+    check_same_settings(config.output, settings)
+    files = sample_files(config.output, config.format)
+    missing = set(files.missing(seeds))
+    batches = [seeds[start : start + config.batch_size] for start in range(0, len(seeds), config.batch_size)]
+    batches = [batch for batch in batches if missing.intersection(batch)]
+    accelerator.wait_for_everyone()  # all have looked before anyone writes, so they share out the same batches
+    if accelerator.is_main_process:
+        write_manifest(config.output, settings, environment(accelerator))
+
+    started = time.perf_counter()
+    _draw(config, accelerator, pipe, files, batches, missing, labels)
+    accelerator.wait_for_everyone()
+    seconds = time.perf_counter() - started
+    if accelerator.is_main_process:
+        files.finish(seeds, labels)
+    if not missing:
+        return f"all {len(seeds)} images were there"
+    kept = f", {len(seeds) - len(missing)} were there" if len(missing) < len(seeds) else ""
+    return f"{len(missing)} images made in {seconds:.1f} s ({len(missing) / seconds:.2f} images/s){kept}"
+
+
+def load_pipeline(config: SampleConfig) -> tuple[DDPMCustomPipeline, str | None]:
+    """The pipeline with the wanted scheduler, and the commit it came from, for a model on the Hub."""
+    folder, commit = config.model, None
+    scheduler: Any
+    options: dict[str, Any]
+    check_local_folder(Path(config.model))
+    if not Path(config.model).exists():
+        folder = DDPMCustomPipeline.download(config.model, revision=config.revision)
+        commit = Path(folder).name
+    pipe = DDPMCustomPipeline.from_pretrained(folder, dtype=DTYPES[config.dtype])
+    scheduler, options = type(pipe.scheduler), {}
+    if config.scheduler is not None:
+        scheduler, options = SCHEDULERS[config.scheduler]
+    if config.timestep_spacing is not None:
+        options = {**options, "timestep_spacing": config.timestep_spacing}
+    # Through register_modules, so that the pipeline knows the new one as its own.
+    pipe.register_modules(scheduler=scheduler.from_config(pipe.scheduler.config, **options))
+    return pipe, commit
+
+
+def labels_of(config: SampleConfig, pipe: DDPMCustomPipeline) -> torch.Tensor | None:
+    """The class of each image, int64 ``(num_images,)``; None for a model without classes.
+
+    Raises:
+        ValueError: the classes given do not fit the model.
+    """
+    num_classes = pipe.unet.config.num_class_embeds
+    if num_classes is None:
+        if config.class_labels is not None:
+            raise ValueError(f"class_labels is {config.class_labels!r}, but {config.model} knows no classes")
+        return None
+    if config.class_labels is None:
+        raise ValueError(
+            f"{config.model} knows {num_classes} classes; say which to draw, in turn, such as --class_labels "
+            f"0-{num_classes - 1}"
+        )
+    try:
+        spans = [part.split("-") for part in config.class_labels.split(",")]
+        in_turn = [label for span in spans for label in range(int(span[0]), int(span[-1]) + 1)]
+    except ValueError:
+        raise ValueError(f"class_labels is {config.class_labels!r} and takes a form like 3, 1,4,7 or 0-9") from None
+    if not in_turn or max(in_turn) >= num_classes:
+        raise ValueError(f"class_labels is {config.class_labels!r}, and the model has classes 0 to {num_classes - 1}")
+    return torch.tensor(in_turn)[torch.arange(config.num_images) % len(in_turn)]
+
+
+def _draw(
+    config: SampleConfig,
+    accelerator: Accelerator,
+    pipe: DDPMCustomPipeline,
+    files: PNGFolder,
+    batches: list[range],
+    missing: set[int],
+    labels: torch.Tensor | None,
+) -> None:
+    own = batches[accelerator.process_index :: accelerator.num_processes]
+    bar = tqdm(
+        total=len(missing),
+        desc="sampling",
+        unit="image",
+        disable=not accelerator.is_main_process or config.quiet or not sys.stderr.isatty(),
+    )
+    writing: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as writer, bar:
+        for batch in own:
+            images: torch.Tensor = pipe(
+                seeds=batch,
+                num_inference_steps=config.num_inference_steps,
+                eta=config.eta,
+                class_labels=None if labels is None else labels[batch.start - config.seed : batch.stop - config.seed],
+                guidance_scale=config.guidance_scale,
+                output_type="uint8",
+                return_dict=False,
+            )[0].cpu()
+            wanted = [i for i, seed in enumerate(batch) if seed in missing]
+            writing.append(writer.submit(files.write, [batch[i] for i in wanted], images[wanted]))
+            if len(writing) > 2:  # so that a slow disk holds the drawing back, and memory stays bounded
+                writing.popleft().result()
+            bar.update(min(len(wanted) * accelerator.num_processes, bar.total - bar.n))
+        for written in writing:
+            written.result()
+
+
+def _timesteps(pipe: DDPMCustomPipeline, num_inference_steps: int) -> list[float]:
+    pipe.scheduler.set_timesteps(num_inference_steps)
+    return [float(t) for t in pipe.scheduler.timesteps]
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The settings of a scheduler or network without what diffusers notes beside them."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""manifest.json: what a folder of results was made from, so that it can be made again, and is not mixed with others."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FILE = "manifest.json"
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 of a network's weights: of each one's name, type, shape and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """That of a folder; None where there is none.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it, or give another --output") from error
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+        raise ValueError(f"{path} is no manifest of this program; give another --output")
+    return content
+
+
+def check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse a folder that was made with other settings.
+
+    Raises:
+        ValueError: naming what differs, or the files of a folder that has no manifest.
+    """
+    found = read_manifest(folder)
+    if found is None:
+        strangers = sorted(path.name for path in folder.iterdir())[:3] if folder.is_dir() else []
+        if strangers:
+            raise ValueError(f"{folder} holds {', '.join(strangers)} and no {FILE}; give an empty or new --output")
+        return
+    old, new = found["settings"], json.loads(json.dumps(settings))
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if differing:
+        changes = ", ".join(f"{key} {_brief(old.get(key))} -> {_brief(new.get(key))}" for key in differing)
+        raise ValueError(f"{folder} holds results of other settings ({changes}); give another --output")
+
+
+def write_manifest(folder: Path, settings: dict[str, Any], environment: dict[str, Any], **more: Any) -> None:
+    """Write it under a temporary name and rename it.
+
+    Args:
+        folder: Made if it is not there.
+        settings: Those that decide what the results are.
+        environment: Machine, versions, processes.
+        more: Other entries.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{FILE}.partial"
+    temporary.write_text(json.dumps({"settings": settings, "environment": environment, **more}, indent=2) + "\n")
+    temporary.replace(folder / FILE)
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:28]}...{text[-28:]}"

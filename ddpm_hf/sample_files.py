@@ -1,0 +1,188 @@
+"""Generated images on disk, so that a killed run starts again with what is missing: PNG, npz or parquet."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpm_hf.images import save_png, to_pil
+
+FORMATS = ("png", "npz", "parquet")
+IMAGES_PER_FOLDER = 1_000
+ROWS_PER_FILE = 10_000
+
+_END_OF_PNG = b"IEND\xaeB`\x82"
+
+
+class PNGFolder:
+    """Image of seed 123 in ``000000/000123.png``: a thousand to a sub-folder.
+
+    Args:
+        folder: Where they go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, seed: int) -> Path:
+        """Of the image of a seed."""
+        return self.folder / f"{seed - seed % IMAGES_PER_FOLDER:06d}" / f"{seed:06d}.png"
+
+    def missing(self, seeds: Iterable[int]) -> list[int]:
+        """Those of the seeds whose image is not there whole."""
+        return [seed for seed in seeds if not _is_whole(self.path(seed))]
+
+    def write(self, seeds: Iterable[int], images: Tensor) -> None:
+        """Save images, uint8 ``(B, C, H, W)``, of these seeds."""
+        for seed, image in zip(seeds, to_pil(images), strict=True):
+            save_png(image, self.path(seed))
+
+    def finish(self, seeds: range, labels: Tensor | None) -> None:
+        """Nothing is left to do."""
+
+
+class OneFile(PNGFolder):
+    """Images kept as PNGs in ``parts`` until all are there, then put together and removed.
+
+    Args:
+        folder: Where the parts and the result go.
+        kind: ``npz``: ``samples.npz`` with ``arr_0`` uint8 ``(N, H, W, C)`` and, with classes, ``arr_1`` int64
+            ``(N,)``, as ADM's evaluation reads it. ``parquet``: ``data/train-*.parquet`` with the columns image, seed
+            and, with classes, label, as ``load_dataset`` reads a folder.
+    """
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        super().__init__(folder / "parts")
+        self._result = folder / ("samples.npz" if kind == "npz" else "data")
+
+    def missing(self, seeds: Iterable[int]) -> list[int]:
+        """None once the result is there."""
+        return [] if self._result.exists() else super().missing(seeds)
+
+    def finish(self, seeds: range, labels: Tensor | None) -> None:
+        """Put the parts together under a temporary name, rename the result, and remove them."""
+        if not self._result.exists():
+            partial = self._result.with_name(f".{self._result.name}.partial")
+            if self._result.suffix == ".npz":
+                self._write_npz(partial, seeds, labels)
+            else:
+                self._write_parquet(partial, seeds, labels)
+            partial.replace(self._result)
+        for seed in seeds:
+            self.path(seed).unlink(missing_ok=True)
+        for sub_folder in (*self.folder.glob("*/"), self.folder):
+            if sub_folder.is_dir() and not any(sub_folder.iterdir()):
+                sub_folder.rmdir()
+
+    def _write_npz(self, path: Path, seeds: range, labels: Tensor | None) -> None:
+        images = np.stack([np.asarray(Image.open(self.path(seed))) for seed in seeds])
+        arrays = {"arr_0": images if images.ndim == 4 else images[..., None]}
+        if labels is not None:
+            arrays["arr_1"] = labels.numpy()
+        with path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    def _write_parquet(self, folder: Path, seeds: range, labels: Tensor | None) -> None:
+        folder.mkdir(exist_ok=True)
+        features = {"image": datasets.Image(), "seed": datasets.Value("int64")}
+        if labels is not None:
+            features["label"] = datasets.Value("int64")
+        starts = range(0, len(seeds), ROWS_PER_FILE)
+        for number, start in enumerate(starts):
+            rows = seeds[start : start + ROWS_PER_FILE]
+            columns = {
+                "image": [{"bytes": self.path(seed).read_bytes(), "path": f"{seed:06d}.png"} for seed in rows],
+                "seed": list(rows),
+            }
+            if labels is not None:
+                columns["label"] = labels[start : start + ROWS_PER_FILE].tolist()
+            table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+            table.to_parquet(folder / f"train-{number:05d}-of-{len(starts):05d}.parquet")
+
+
+def sample_files(folder: Path, kind: str) -> PNGFolder:
+    """The files of one of `FORMATS` in a folder."""
+    return PNGFolder(folder) if kind == "png" else OneFile(folder, kind)
+
+
+def load_images(source: Path) -> Tensor:
+    """Images as this program or another one has left them, uint8 ``(N, C, H, W)``.
+
+    Args:
+        source: A folder of PNG or JPEG files, at any depth, in the order of their paths; an ``.npz`` of ADM's layout; a
+            ``.parquet`` file or a folder of them with a column ``image``; or a folder that `sample_files` wrote.
+
+    Raises:
+        ValueError: there are none, they cannot be read, or they differ in size or colour.
+    """
+    if source.is_dir():
+        if (source / "samples.npz").exists():
+            return load_images(source / "samples.npz")
+        tables = sorted(path for path in source.rglob("*.parquet") if ".partial" not in str(path))
+        if tables:
+            return _stack(((f"{path}, row {i}", row) for path in tables for i, row in enumerate(_rows(path))), source)
+        files = (path for ending in ("png", "jpg", "jpeg") for path in source.rglob(f"*.{ending}"))
+        shown = (path for path in files if not path.name.startswith("."))
+        return _stack(((str(path), path) for path in sorted(shown)), source)
+    if source.suffix == ".npz" and source.exists():
+        try:
+            with np.load(source, allow_pickle=False) as file:
+                images = file["arr_0"]
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError(f"{source} has no array arr_0 of images as ADM's files have ({error})") from error
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(
+                f"arr_0 of {source} is {images.dtype} of shape {images.shape} and must be uint8 (N, H, W, C), 0 to 255"
+            )
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    if source.suffix == ".parquet" and source.exists():
+        return _stack(((f"{source}, row {i}", row) for i, row in enumerate(_rows(source))), source)
+    raise ValueError(f"{source} is no folder of images, .npz or .parquet file")
+
+
+def _rows(path: Path) -> Iterable[io.BytesIO]:
+    try:
+        column = pyarrow.parquet.read_table(path, columns=["image"]).column("image")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as parquet with a column 'image': {error}") from error
+    return (io.BytesIO(row["bytes"].as_py()) for row in column)
+
+
+def _stack(pictures: Iterable[tuple[str, Path | io.BytesIO]], source: Path) -> Tensor:
+    arrays: list[np.ndarray] = []
+    for name, file in pictures:
+        try:
+            with Image.open(file) as picture:
+                array = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        arrays.append(array if array.ndim == 3 else array[..., None])
+        if arrays[-1].shape != arrays[0].shape:
+            raise ValueError(
+                f"{name} is {_size(arrays[-1])} and the first image of {source} is {_size(arrays[0])}; "
+                "all must have one size and colour"
+            )
+    if not arrays:
+        raise ValueError(f"{source} holds no PNG, JPEG, npz or parquet images")
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def _size(array: np.ndarray) -> str:
+    height, width, channels = array.shape
+    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a PNG is there, to its last bytes."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_END_OF_PNG), io.SEEK_END)
+            return file.read() == _END_OF_PNG
+    except OSError:
+        return False
