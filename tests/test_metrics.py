@@ -1,6 +1,7 @@
 """The scores of generated images, against torchmetrics, prdc and closed forms."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -9,8 +10,17 @@ from prdc import compute_prdc
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ddpm_hf.metrics import DigitsFeatures, frechet_distance, precision_recall
+from ddpm_hf.metrics import (
+    DensityCoverage,
+    DigitsFeatures,
+    FrechetDistance,
+    ImprovedPrecisionRecall,
+    frechet_distance,
+    manifolds,
+    precision_recall,
+)
 from ddpm_hf.metrics.fid import frechet_distance_of_gaussians, mean_and_covariance
+from tests.runs import start_processes_of
 
 
 def random_features(num_images: int, num_features: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -82,14 +92,96 @@ def test_float32_features_are_reduced_in_float64() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-@pytest.mark.parametrize("block_size", [7, 1024])
-def test_precision_recall_agrees_with_prdc(k: int, block_size: int) -> None:
+@pytest.mark.parametrize("block_bytes", [1, 5000, 2**28])
+def test_precision_recall_density_and_coverage_are_those_of_prdc(k: int, block_bytes: int) -> None:
     real, fake = random_features(120, 4, seed=8), random_features(90, 4, seed=9, scale=0.7, shift=0.3)
     expected = compute_prdc(real.numpy(), fake.numpy(), nearest_k=k)
-    precision, recall = precision_recall(real, fake, k=k, block_size=block_size)
-    assert 0 < precision < 1
-    assert 0 < recall < 1
-    assert (precision, recall) == pytest.approx((expected["precision"], expected["recall"]), abs=1e-12)
+    scores = manifolds(real, fake, k, block_bytes).scores
+    assert all(score > 0 for score in scores.values())
+    assert scores == pytest.approx({name: float(value) for name, value in expected.items()}, abs=1e-12)
+
+
+def brute_force(real: torch.Tensor, fake: torch.Tensor, k: int) -> dict[str, float]:
+    """By the definitions, from float64 differences."""
+
+    def squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a.double()[:, None] - b.double()[None]).square().sum(dim=2)
+
+    around_real = squared(real, real).sort(dim=1).values[:, k]
+    around_fake = squared(fake, fake).sort(dim=1).values[:, k]
+    in_real, in_fake = squared(fake, real) <= around_real, squared(real, fake) <= around_fake
+    return {
+        "precision": in_real.any(1).double().mean().item(),
+        "recall": in_fake.any(1).double().mean().item(),
+        "density": in_real.sum(1).double().mean().item() / k,
+        "coverage": in_real.any(0).double().mean().item(),
+    }
+
+
+@pytest.mark.parametrize("block_bytes", [3000, 2**28])
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-6])
+def test_near_ties_are_decided_as_in_float64(block_bytes: int, spread: float) -> None:
+    """On a lattice nearly all distances are tied, or part by less than float32 sees beside coordinates of 100."""
+    generator = torch.Generator().manual_seed(0)
+    lattices = [torch.randint(0, 3, (80, 6), generator=generator).double() for _ in range(2)]
+    real, fake = (100 + spread * (points + 1e-5 * random_features(80, 6, seed=20)) for points in lattices)
+    assert manifolds(real, fake, 3, block_bytes).scores == pytest.approx(brute_force(real, fake, 3), abs=1e-12)
+    exact_real, exact_fake = (100 + spread * points for points in lattices)
+    assert manifolds(exact_real, exact_fake, 3, block_bytes).scores == pytest.approx(
+        brute_force(exact_real, exact_fake, 3), abs=1e-12
+    )
+
+
+def test_sets_that_are_one_point_many_times_are_no_special_case() -> None:
+    same = torch.full((50, 7), 3.25)
+    assert manifolds(same, same.clone(), 3).scores == {
+        "precision": 1.0, "recall": 1.0, "density": pytest.approx(50 / 3), "coverage": 1.0,
+    }  # fmt: skip
+
+
+def test_the_metrics_are_the_functions_of_all_batches() -> None:
+    network = DigitsFeatures.load()
+    real, fake = (torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8) for n in (190, 170))
+    expected = manifolds(network(real), network(fake), 3).scores
+    p_r, d_c, fid = ImprovedPrecisionRecall(network), DensityCoverage(network, k=3), FrechetDistance(network)
+    for metric in (p_r, d_c, fid):
+        for batch in real.split(32):
+            metric.update(batch, real=True)
+        for batch in fake.split(17):
+            metric.update(batch, real=False)
+    assert {**p_r.compute(), **d_c.compute()} == pytest.approx(expected)
+    assert fid.compute().item() == pytest.approx(frechet_distance(network(real), network(fake)), rel=1e-9)
+    p_r.reset()
+    with pytest.raises(ValueError, match="must both come before compute"):
+        p_r.compute()
+
+
+def metrics_of_shares() -> None:
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
+    network = DigitsFeatures.load()
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8, generator=generator) for _ in range(2))
+    metrics = (ImprovedPrecisionRecall(network), FrechetDistance(network))
+    for metric in metrics:
+        metric.update(real[rank::2], real=True)
+        metric.update(fake[rank * 100 : 100 + rank * 200], real=False)  # unequal shares
+    found = {**metrics[0].compute(), "fid": metrics[1].compute()}
+    scores = manifolds(network(real), network(fake), 3).scores
+    assert found["precision"] == scores["precision"]
+    assert found["recall"] == scores["recall"]
+    assert found["fid"].item() == pytest.approx(frechet_distance(network(real), network(fake)), rel=1e-9)
+
+
+def test_two_processes_score_as_one() -> None:
+    start_processes_of(2, metrics_of_shares)
+
+
+def test_frechet_distance_of_a_few_images_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    frechet_distance(random_features(9, 8, seed=1), random_features(9, 8, seed=2))
+    assert not caplog.records
+    frechet_distance(random_features(8, 8, seed=1), random_features(9, 8, seed=2))
+    assert "8 images in 8 features: the covariance is singular" in caplog.text
 
 
 def test_precision_recall_by_hand() -> None:

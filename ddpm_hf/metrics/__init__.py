@@ -1,7 +1,15 @@
-"""Scores of generated images: features, the Frechet distance, precision and recall."""
+"""Scores of generated images: feature networks, the Frechet distance, precision and recall, density and coverage."""
 
 from ddpm_hf.metrics.features import DigitsFeatures
-from ddpm_hf.metrics.fid import frechet_distance
-from ddpm_hf.metrics.precision_recall import precision_recall
+from ddpm_hf.metrics.fid import FrechetDistance, frechet_distance
+from ddpm_hf.metrics.precision_recall import DensityCoverage, ImprovedPrecisionRecall, manifolds, precision_recall
 
-__all__ = ["DigitsFeatures", "frechet_distance", "precision_recall"]
+__all__ = [
+    "DensityCoverage",
+    "DigitsFeatures",
+    "FrechetDistance",
+    "ImprovedPrecisionRecall",
+    "frechet_distance",
+    "manifolds",
+    "precision_recall",
+]

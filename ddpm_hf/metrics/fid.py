@@ -1,7 +1,13 @@
-"""The Frechet distance between two sets of features."""
+"""The Frechet distance between two sets of features: as a function, and as a torchmetrics metric of images."""
+
+import logging
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+logger = logging.getLogger(__name__)
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
@@ -30,7 +36,19 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
             f"the Frechet distance was given {features_a.shape[1]} and {features_b.shape[1]} features an image; "
             "use the same feature network for both sets."
         )
+    warn_if_few(min(len(features_a), len(features_b)), features_a.shape[1])
     return frechet_distance_of_gaussians(*mean_and_covariance(features_a), *mean_and_covariance(features_b))
+
+
+def warn_if_few(num_images: int, num_features: int) -> None:
+    """Say that a covariance of no more images than features is singular, and the distance mostly chance."""
+    if num_images <= num_features:
+        logger.warning(
+            "the Frechet distance of %d images in %d features: the covariance is singular, and the value is far above "
+            "that of more images; take at least several times as many images as features.",
+            num_images,
+            num_features,
+        )
 
 
 def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,3 +71,52 @@ def frechet_distance_of_gaussians(mean_a: Tensor, covariance_a: Tensor, mean_b: 
     distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * trace_of_root
     # Rounding can leave equal Gaussians a hair below zero.
     return max(float(distance), 0.0)
+
+
+class FrechetDistance(Metric):
+    """The Frechet distance of real and fake images as a torchmetrics metric: with Inception features, the FID.
+
+    torchmetrics' own takes the eigenvalues of a product that is not symmetric and drops their imaginary parts; here
+    sums are float64 and the answer is real by construction. Processes add their sums.
+
+    Args:
+        feature: Network from uint8 images ``(B, C, H, W)`` to features ``(B, D)``, with ``num_features`` D.
+        options: As of any torchmetrics metric.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self, feature: nn.Module, **options: Any) -> None:
+        super().__init__(**options)
+        self.feature = feature
+        size = int(feature.num_features)  # type: ignore[arg-type]
+        for side in ("real", "fake"):
+            self.add_state(f"{side}_count", torch.tensor(0), dist_reduce_fx="sum")
+            self.add_state(f"{side}_sum", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(f"{side}_outer", torch.zeros(size, size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    @torch.no_grad()
+    def update(self, images: Tensor, real: bool) -> None:
+        """Take in a batch of images, uint8 ``(B, C, H, W)``."""
+        features = self.feature(images).double()
+        side = "real" if real else "fake"
+        for name, value in (("count", len(features)), ("sum", features.sum(0)), ("outer", features.T @ features)):
+            setattr(self, f"{side}_{name}", getattr(self, f"{side}_{name}") + value)
+
+    def compute(self) -> Tensor:
+        """A float64 scalar.
+
+        Raises:
+            ValueError: if either side has fewer than two images.
+        """
+        gaussians = []
+        for side in ("real", "fake"):
+            count, total, outer = (getattr(self, f"{side}_{name}") for name in ("count", "sum", "outer"))
+            if count < 2:
+                raise ValueError(f"the Frechet distance was given {int(count)} {side} images and needs at least 2")
+            warn_if_few(int(count), len(total))
+            mean = total / count
+            gaussians += [mean, (outer - count * mean.outer(mean)) / (count - 1)]
+        return torch.tensor(frechet_distance_of_gaussians(*gaussians), dtype=torch.float64)

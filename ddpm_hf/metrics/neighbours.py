@@ -1,0 +1,86 @@
+"""Distances between all points of two sets of features, exact, in bounded memory, at the speed of a matrix product.
+
+Where a question is decided by distances (who is the k-th neighbour, who lies in whose ball), a float32 product answers
+it for almost all pairs; the pairs that lie within its rounding of the answer are computed again in float64, from
+differences. So the answers are those of float64, whatever the size of the blocks.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 2**28
+"""Of one matrix of distances; a few of them are alive at a time."""
+
+
+def squared_distance_to_kth_neighbour(points: Tensor, k: int, block_bytes: int = BLOCK_BYTES) -> Tensor:
+    """Of each point to its k-th nearest other one, float64 ``(N,)``, of points ``(N, D)`` with N above k."""
+    found = []
+    for rows, near, slack in _blocks(points, points, block_bytes):
+        # A point is its own nearest neighbour, so the k-th other one is the (k + 1)-th of all.
+        kth = near.topk(k + 1, dim=1, largest=False).values[:, -1:]
+        i, j = (near <= kth + 2 * slack.amax(dim=1, keepdim=True)).nonzero(as_tuple=True)
+        exact = _squared_distances(points[rows], points, i, j)
+        counts = i.bincount(minlength=len(near))
+        candidates = exact.new_full((len(near), int(counts.max())), torch.inf)
+        candidates[i, torch.arange(len(i), device=i.device) - (counts.cumsum(0) - counts)[i]] = exact
+        found.append(candidates.kthvalue(k + 1, dim=1).values)
+    return torch.cat(found)
+
+
+def balls_and_points(
+    points: Tensor, centres: Tensor, squared_radii: Tensor, block_bytes: int = BLOCK_BYTES
+) -> tuple[Tensor, Tensor]:
+    """Which balls hold which points.
+
+    Args:
+        points: ``(N, D)``.
+        centres: ``(M, D)`` of closed balls.
+        squared_radii: float64 ``(M,)``.
+        block_bytes: Of one matrix of distances.
+
+    Returns:
+        int64 ``(N,)``, in how many balls each point lies; bool ``(M,)``, whether a ball holds any point.
+    """
+    counts = []
+    hit = torch.zeros(len(centres), dtype=torch.bool, device=centres.device)
+    for rows, near, slack in _blocks(points, centres, block_bytes):
+        inside = near.double() <= squared_radii - slack
+        i, j = ((near.double() <= squared_radii + slack) & ~inside).nonzero(as_tuple=True)
+        inside[i, j] = _squared_distances(points[rows], centres, i, j) <= squared_radii[j]
+        counts.append(inside.sum(dim=1))
+        hit |= inside.any(dim=0)
+    return torch.cat(counts), hit
+
+
+def nearest(points: Tensor, among: Tensor, count: int, block_bytes: int = BLOCK_BYTES) -> Tensor:
+    """Indices ``(N, count)`` of the nearest of ``among`` ``(M, D)`` to each of the points ``(N, D)``, nearest first."""
+    found = [near.topk(count, dim=1, largest=False).indices for _, near, _ in _blocks(points, among, block_bytes)]
+    return torch.cat(found)
+
+
+def _blocks(a: Tensor, b: Tensor, block_bytes: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows of a; their squared distances to all of b, nearly; and by how much these may be wrong at most."""
+    centre = b.double().mean(dim=0)  # a common shift changes no distance, and small numbers cancel less
+    # A product in TF32 would be wrong by more than the bound below.
+    dtype = torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
+    a, b = ((x.double() - centre).to(dtype) for x in (a, b))
+    length_a, length_b = (x.double().square().sum(dim=1) for x in (a, b))
+    # Each of the D + 4 roundings of |a|^2 - 2ab + |b|^2, and of a and b themselves, is below eps of (|a| + |b|)^2.
+    error = 2 * (a.shape[1] + 8) * torch.finfo(dtype).eps
+    size = max(1, block_bytes // (8 * len(b)))
+    for start in range(0, len(a), size):
+        rows = slice(start, start + size)
+        near = torch.addmm(length_b.to(dtype)[None], a[rows], b.T, alpha=-2).add_(length_a[rows].to(dtype)[:, None])
+        yield rows, near, error * (length_a[rows, None] + length_b[None])
+
+
+def _squared_distances(a: Tensor, b: Tensor, i: Tensor, j: Tensor, block_bytes: int = 2**26) -> Tensor:
+    """|a_i - b_j|^2 of the pairs (i, j), float64."""
+    size = max(1, block_bytes // (8 * a.shape[1]))
+    parts = [
+        (a[i[start : start + size]].double() - b[j[start : start + size]].double()).square().sum(dim=1)
+        for start in range(0, len(i), size)
+    ]
+    return torch.cat(parts) if parts else a.new_zeros(0, dtype=torch.float64)
