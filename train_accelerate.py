@@ -44,7 +44,7 @@ def main() -> None:
         else:
             run.start()
             train(run)
-            scores, images = run.sample_and_score()
+            scores, images = run.evaluate()
             run.finish(scores, images)
             if accelerator.is_main_process:
                 print(run.report(scores))
@@ -107,7 +107,7 @@ def print_cost(config: Config, accelerator: Accelerator) -> None:
         run = Run(shortened(config, folder), accelerator)
         run.start()
         train(run)
-        run.finish(*run.sample_and_score())
+        run.finish(*run.evaluate())
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             print(cost_of(config, folder, run.seconds, accelerator.num_processes))

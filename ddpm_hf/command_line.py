@@ -7,6 +7,7 @@ types, defaults and help come from those classes, so a recipe says what a saved 
 
 import argparse
 import difflib
+import json
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -77,18 +78,37 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
 def parse_settings(kind: type[Settings], argv: Sequence[str], description: str) -> Settings:
     """The settings of a command without recipes: the fields of a dataclass, explained by its docstring.
 
-    Wrong settings end the program with one sentence and status 2; ``--help`` ends it with 0.
+    A switch may stand without its value, and the values of a list one after the other (``--metrics fid kid``). Wrong
+    settings end the program with one sentence and status 2; ``--help`` ends it with 0.
     """
     parser = _Parser(description=description, allow_abbrev=False)
     parser.add_class_arguments(kind)
     options = [*(field.name for field in fields(kind)), "help"]  # type: ignore[arg-type]
     _refuse_unknown(_keys_of_command_line(argv), options, "the command line")
-    switches = [f"--{field.name}" for field in fields(kind) if field.type == "bool" or field.type is bool]  # type: ignore[arg-type]
-    values = vars(parser.parse_args([f"{argument}=true" if argument in switches else argument for argument in argv]))
+    types = get_type_hints(kind)
+    switches = {f"--{name}" for name, type_ in types.items() if type_ is bool}
+    lists = {f"--{name}" for name, type_ in types.items() if get_origin(type_) is list}
+    values = vars(parser.parse_args(list(_one_value_each(argv, switches, lists))))
     try:
         return kind(**values)
     except ValueError as error:
         fail(str(error))
+
+
+def _one_value_each(argv: Sequence[str], switches: set[str], lists: set[str]) -> Iterator[str]:
+    """The arguments as jsonargparse wants them: ``--switch=true`` and ``--list=["a", "b"]``."""
+    position = 0
+    while position < len(argv):
+        argument = argv[position]
+        position += 1
+        if argument in switches:
+            yield f"{argument}=true"
+        elif argument in lists:
+            stop = next((i for i in range(position, len(argv)) if argv[i].startswith("--")), len(argv))
+            yield f"{argument}={json.dumps(argv[position:stop])}"
+            position = stop
+        else:
+            yield argument
 
 
 def fail(message: str, status: int = 2) -> NoReturn:

@@ -134,19 +134,31 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The images drawn at the end with the averaged weights and DDIM, and scored where the data are the digits.
+    """The images drawn at the end with the averaged weights and DDIM, and how they are scored.
 
     Args:
-        num_images: Images to draw; as many held-out images give the floor of the scores.
+        metrics: Scores of the images against all the training images.
+        extractor: The feature network in which they are scored: digits (of the embedded digits), inception, dinov2,
+            vgg16, a TorchScript file, or the folder or Hub id of a vision transformer. null: no scores.
+        extractor_weights: The file of its weights, in place of the usual one.
+        held_out_split: A part of the data set that is not trained on; as many of its images as are drawn are scored
+            too, which says what a perfect model would get. null: none are.
+        num_images: Images to draw.
         num_inference_steps: Steps of the sampler.
         timestep_spacing: How those steps lie on the training steps.
         eta: Noise of the sampler: 0 is DDIM, 1 is DDPM on the same steps.
         batch_size: Images drawn at a time, per process.
         grid_images: How many of the first images the grids of samples show.
         every: Steps between two rounds of drawing and scoring during training; the weights of the lowest FID are kept
-            in best/. null scores at the end only.
+            in best/, and samples/fid.png shows all of them. null scores at the end only.
     """
 
+    metrics: list[Literal["fid", "kid", "is", "precision_recall", "density_coverage"]] = field(
+        default_factory=lambda: ["fid", "precision_recall"]
+    )
+    extractor: str | None = None
+    extractor_weights: Path | None = None
+    held_out_split: str | None = None
     num_images: int = 500
     num_inference_steps: int = 50
     timestep_spacing: Literal["leading", "trailing", "linspace", "quadratic"] = "leading"
@@ -159,6 +171,10 @@ class EvaluationConfig:
         for name in ("num_images", "num_inference_steps", "batch_size", "grid_images"):
             _check(getattr(self, name) >= 1, f"evaluation.{name}", getattr(self, name), "at least 1")
         _check(self.every is None or self.every >= 1, "evaluation.every", self.every, "at least 1, or null")
+        _check(len(self.metrics) > 0, "evaluation.metrics", self.metrics, "at least one; extractor null scores nothing")
+        scored = self.extractor is not None and "fid" in self.metrics
+        expected = "null, or evaluation.extractor must be given and fid be among evaluation.metrics"
+        _check(self.every is None or scored, "evaluation.every", self.every, expected)
         _check(0 <= self.eta <= 1, "evaluation.eta", self.eta, "from 0 to 1")
 
 

@@ -11,17 +11,21 @@ from torch import Tensor
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageData, ImageSource, load_cached_images
 from ddpm_hf.images import image_grid
-from ddpm_hf.metrics import DigitsFeatures, frechet_distance, precision_recall
+from ddpm_hf.metrics.extractors import load_extractor
+from ddpm_hf.metrics.reference import FeatureExtraction
+from ddpm_hf.metrics.scores import fewest_images, scores_of
 from ddpm_hf.sampling import sample_images
 from ddpm_hf.schedulers import DDIMScheduler
 from ddpm_hf.unet import UNet2DModel
 
 Scores = dict[str, dict[str, float]]
-"""Metric -> "samples", "held_out" (real images not trained on: what a perfect model would get) and "ratio"."""
+"""Score -> "samples" and, with held-out images, "held_out" (what a perfect model would get) and "ratio"."""
 
 
 class Evaluation:
-    """Draws images from fixed seeds and, where the training images are the digits, scores them.
+    """Draws images from fixed seeds and, where the settings name a feature network, scores them.
+
+    The features of the training images are computed here, once, or come from the file of an earlier run.
 
     Args:
         config: The run's settings.
@@ -37,25 +41,48 @@ class Evaluation:
     def __init__(
         self, config: Config, data: ImageSource, sampler: DDIMScheduler, accelerator: Accelerator, show_progress: bool
     ) -> None:
-        self._settings = config.evaluation
+        self._settings = settings = config.evaluation
         self._sampler = sampler
         self._accelerator = accelerator
         self._show_progress = show_progress
         self._num_classes = data.num_classes if config.model["num_class_embeds"] is not None else None
-        self.first_seed = config.seed * config.evaluation.num_images  # so runs of different seeds share no image
-        self._real: tuple[ImageData, ImageData] | None = None
-        is_digits = (config.data.name, config.data.split, data.shape) == ("digits", "train", (1, 8, 8))
-        if is_digits and isinstance(data, ImageData):
-            held_out = load_cached_images(replace(config.data, split=f"test[:{self._settings.num_images}]"))
-            if not 4 <= self._settings.num_images <= len(held_out):
-                raise ValueError(
-                    f"evaluation.num_images is {self._settings.num_images} and must be from 4, for precision and "
-                    f"recall, to {len(held_out)}, the number of digits held out"
-                )
-            self._real = data, held_out
-        elif self._settings.every is not None:
+        self.first_seed = config.seed * settings.num_images  # so runs of different seeds share no image
+        self._held_out: Scores = {}
+        if settings.extractor is None:
+            return
+        if not isinstance(data, ImageData):
             raise ValueError(
-                f"evaluation.every is {self._settings.every}, but only the digits' train split has scores; make it null"
+                "evaluation.extractor needs all the training images at hand, and data.streaming keeps none; make it "
+                "null, and score with ddpm-hf-evaluate afterwards"
+            )
+        if settings.held_out_split is not None and config.data.name.endswith(".parquet"):
+            raise ValueError(
+                f"data.name {config.data.name} is one file, all of which is trained on, so it has no "
+                f"evaluation.held_out_split {settings.held_out_split!r}; make that null"
+            )
+        fewest = fewest_images(settings.metrics)
+        if settings.num_images < fewest:
+            raise ValueError(
+                f"evaluation.num_images is {settings.num_images}, and evaluation.metrics {', '.join(settings.metrics)} "
+                f"need at least {fewest}"
+            )
+        self._extractor = load_extractor(settings.extractor, settings.extractor_weights).to(accelerator.device)
+        self._features = FeatureExtraction(
+            self._extractor, accelerator, settings.batch_size, show_progress=show_progress
+        )
+        self._num_real = len(data)
+        self._real = self._features.kept(data.images, data.fingerprint)
+        if "is" in settings.metrics:
+            self._extractor.class_scores(self._real[:1])  # refuses a network without classes now, not at the end
+        if settings.held_out_split is not None:
+            held_out = load_cached_images(replace(config.data, split=settings.held_out_split))
+            if len(held_out) < settings.num_images:
+                raise ValueError(
+                    f"evaluation.num_images is {settings.num_images} and must be at most {len(held_out)}, the number "
+                    f"of images of evaluation.held_out_split {settings.held_out_split!r}; lower it, or make that null"
+                )
+            self._held_out = self._scores_of(
+                "held_out", self._features.kept(held_out.images, held_out.fingerprint)[: settings.num_images]
             )
 
     def draw(self, unet: UNet2DModel, num_images: int) -> Tensor:
@@ -81,33 +108,38 @@ class Evaluation:
         return image_grid(shown, columns, scale=max(1, 32 // images.shape[-1]))
 
     def score(self, images: Tensor) -> Scores:
-        """FID, precision and recall of ``images`` and of the held-out ones, both against the training images.
-
-        Returns:
-            Nothing where there are no held-out images.
-        """
-        if self._real is None:
+        """The scores of ``images``, uint8 ``(N, C, H, W)``; nothing where no feature network was asked for."""
+        if self._settings.extractor is None:
             return {}
-        network = DigitsFeatures.load()
-        train, real, fake = (network(part) for part in (self._real[0].images, self._real[1].images, images))
-        scores = {"fid": {"samples": frechet_distance(fake, train), "held_out": frechet_distance(real, train)}}
-        for name, of_samples, of_held_out in zip(
-            ("precision", "recall"), precision_recall(train, fake), precision_recall(train, real), strict=True
-        ):
-            scores[name] = {"samples": of_samples, "held_out": of_held_out}
-        for entry in scores.values():
-            entry["ratio"] = entry["samples"] / entry["held_out"]
+        scores = self._scores_of("samples", self._features.of(images))
+        for name, entry in self._held_out.items():
+            scores[name] |= entry
+            if entry["held_out"] > 0:  # the kernel distance of equal distributions lies about zero
+                scores[name]["ratio"] = scores[name]["samples"] / entry["held_out"]
         return scores
+
+    def _scores_of(self, what: str, features: Tensor) -> Scores:
+        found = scores_of(self._settings.metrics, features, self._real, logits=self._extractor.class_scores)
+        return {name: {what: score.value} for name, score in found.items()}
 
     def table(self, scores: Scores) -> str:
         """The scores for a person to read."""
-        if self._real is None:
-            return "No scores: only the digits' train split has them."
-        lines = [f"{'':<12}{'samples':>12}{'held out':>12}{'ratio':>8}"]
+        if not scores:
+            return "No scores: evaluation.extractor is null."
+        columns = ["samples", *(["held_out", "ratio"] if self._held_out else [])]
+        lines = ["".join([f"{'':<12}", *(f"{column.replace('_', ' '):>12}" for column in columns)])]
         for name, entry in scores.items():
-            lines.append(f"{name:<12}{entry['samples']:>12.4f}{entry['held_out']:>12.4f}{entry['ratio']:>8.2f}")
+            lines.append(
+                "".join(
+                    [
+                        f"{name:<12}",
+                        *(f"{entry[column]:>12.4f}" if column in entry else f"{'-':>12}" for column in columns),
+                    ]
+                )
+            )
+        beside = ", and as many real images held out from training," if self._held_out else ""
         lines.append(
-            f"({self._settings.num_images} samples, and as many real images held out from training, against the "
-            f"{len(self._real[0])} training images, in the features of the embedded digits network)"
+            f"({self._settings.num_images} samples{beside} against the {self._num_real} training images, in the "
+            f"features of {self._extractor.name})"
         )
         return "\n".join(lines)

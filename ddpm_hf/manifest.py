@@ -57,7 +57,7 @@ def check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def write_manifest(folder: Path, settings: dict[str, Any], environment: dict[str, Any], **more: Any) -> None:
-    """Write it under a temporary name and rename it.
+    """Write it.
 
     Args:
         folder: Made if it is not there.
@@ -66,9 +66,14 @@ def write_manifest(folder: Path, settings: dict[str, Any], environment: dict[str
         more: Other entries.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}.partial"
-    temporary.write_text(json.dumps({"settings": settings, "environment": environment, **more}, indent=2) + "\n")
-    temporary.replace(folder / FILE)
+    write_json(folder / FILE, {"settings": settings, "environment": environment, **more})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write under a temporary name and rename."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
 
 
 def _brief(value: Any) -> str:

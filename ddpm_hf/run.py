@@ -1,6 +1,6 @@
 """A training run: built and checked before anything is written, and what it does between two steps."""
 
-import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -28,9 +28,11 @@ from ddpm_hf.config import Config, changes, flat, refused_changes
 from ddpm_hf.data import load_image_data
 from ddpm_hf.ema import EMA
 from ddpm_hf.evaluation import Evaluation, Scores
+from ddpm_hf.figures import save_curve
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import StopSignal, differences_from_launcher, environment
-from ddpm_hf.metrics_log import MetricsLog
+from ddpm_hf.manifest import write_json
+from ddpm_hf.metrics_log import MetricsLog, read_log
 from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
 from ddpm_hf.training import check_fit, learning_rate, make_optimizer, prepare_network
 from ddpm_hf.unet import UNet2DModel
@@ -185,8 +187,8 @@ class Run:
             bar.set_postfix(loss=line["loss"] and f"{line['loss']:.4f}")
         if training.sample_every and state.step % training.sample_every == 0:
             self._draw_grid()
-        if self.config.evaluation.every and state.step % self.config.evaluation.every == 0:
-            self._evaluate()
+        if self.config.evaluation.every and state.step % self.config.evaluation.every == 0 and not last:
+            self.evaluate()
         due = training.checkpoint_every and state.step % training.checkpoint_every == 0
         # While steps are skipped the weights may be ruined already, and the older checkpoints are the good ones.
         if last or stopping or (due and not state.skipped_in_a_row):
@@ -219,25 +221,31 @@ class Run:
             elif tracker.name == "wandb":
                 tracker.log_images({"samples": [grid]}, step=step)
 
-    def _evaluate(self) -> None:
-        scores, _ = self.sample_and_score()
-        values = {name: entry["samples"] for name, entry in scores.items()}
-        self.log.write_line({"step": self.state.step, **values})
-        if self.state.best is None or values["fid"] < self.state.best["fid"]:
-            self.state.best = {"step": self.state.step, **values}
-            averages = averages_of(self.state)
-            if self.accelerator.is_main_process:
-                best, partial = self.folder / "best", self.folder / ".best.partial"
-                save_pipeline(partial, self.state.unet, averages, self.sampler)
-                write_json(partial / "metrics.json", self.state.best)
-                replace_folder(partial, best)
-
-    def sample_and_score(self) -> tuple[Scores, torch.Tensor]:
-        """Draw the images of the averaged weights, and score them."""
+    def evaluate(self) -> tuple[Scores, torch.Tensor]:
+        """Draw the images of the averaged weights and score them; keep the best weights, if they are looked for."""
         with self._timed("sampling"), self.state.ema.averaged_weights():
             images = self.evaluation.draw(self.state.unet, self.config.evaluation.num_images)
         with self._timed("scoring"):
-            return self.evaluation.score(images), images
+            scores = self.evaluation.score(images)
+        if self.config.evaluation.every:
+            self._keep_best(scores)
+        return scores, images
+
+    def _keep_best(self, scores: Scores) -> None:
+        values = {"step": self.state.step} | {name: entry["samples"] for name, entry in scores.items()}
+        self.log.write_line(values)
+        if self.accelerator.is_main_process:
+            rounds = {line["step"]: line["fid"] for line in read_log(self.folder / "metrics.jsonl") if "fid" in line}
+            save_curve(self.folder / "samples" / "fid.png", rounds, "FID", scores["fid"].get("held_out"))
+        if self.state.best is not None and self.state.best["fid"] <= values["fid"]:
+            return
+        self.state.best = values
+        averages = averages_of(self.state)
+        if self.accelerator.is_main_process:
+            best, partial = self.folder / "best", self.folder / ".best.partial"
+            save_pipeline(partial, self.state.unet, averages, self.sampler)
+            write_json(partial / "metrics.json", values)
+            replace_folder(partial, best)
 
     def finish(self, scores: Scores, images: torch.Tensor) -> None:
         """Write the pipeline, the grid and the results into the run's folder."""
@@ -281,19 +289,24 @@ class Run:
             f"{self.batches.micro_batch_size} images per process and pass, {training.gradient_accumulation_steps} "
             f"pass(es) per step, mixed precision {place['mixed_precision']}; writing to {self.folder}",
         ]
+        if self.config.evaluation.extractor:
+            lines.append(self._describe_evaluation())
         if self.resumed:
             lines.append(f"going on from {self.resumed}, after step {self.state.step} of {training.steps}")
         return "\n".join(lines)
+
+    def _describe_evaluation(self) -> str:
+        evaluation, training = self.config.evaluation, self.config.training
+        rounds = math.ceil(training.steps / evaluation.every) if evaluation.every else 1
+        passes = rounds * evaluation.num_images * evaluation.num_inference_steps
+        share = passes / (3 * training.steps * training.batch_size)  # a backward pass costs two forward ones
+        return (
+            f"scores: {rounds} round(s) of {evaluation.num_images} images in {evaluation.num_inference_steps} steps, "
+            f"{passes:,} passes of an image through the network, {share:.1%} of what the training takes"
+        )
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.seconds[what] += time.perf_counter() - start
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write under a temporary name and rename."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)

@@ -1,7 +1,7 @@
 """Generated images on disk, so that a killed run starts again with what is missing: PNG, npz or parquet."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
@@ -126,10 +126,9 @@ def load_images(source: Path) -> Tensor:
             return load_images(source / "samples.npz")
         tables = sorted(path for path in source.rglob("*.parquet") if ".partial" not in str(path))
         if tables:
-            return _stack(((f"{path}, row {i}", row) for path in tables for i, row in enumerate(_rows(path))), source)
+            return _stack([row for path in tables for row in _rows(path)], source)
         files = (path for ending in ("png", "jpg", "jpeg") for path in source.rglob(f"*.{ending}"))
-        shown = (path for path in files if not path.name.startswith("."))
-        return _stack(((str(path), path) for path in sorted(shown)), source)
+        return _stack([(str(path), path) for path in sorted(files) if not path.name.startswith(".")], source)
     if source.suffix == ".npz" and source.exists():
         try:
             with np.load(source, allow_pickle=False) as file:
@@ -142,39 +141,43 @@ def load_images(source: Path) -> Tensor:
             )
         return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     if source.suffix == ".parquet" and source.exists():
-        return _stack(((f"{source}, row {i}", row) for i, row in enumerate(_rows(source))), source)
+        return _stack(_rows(source), source)
     raise ValueError(f"{source} is no folder of images, .npz or .parquet file")
 
 
-def _rows(path: Path) -> Iterable[io.BytesIO]:
+def _rows(path: Path) -> list[tuple[str, io.BytesIO]]:
+    """The images of a parquet file, encoded, each with its place for messages."""
     try:
         column = pyarrow.parquet.read_table(path, columns=["image"]).column("image")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as parquet with a column 'image': {error}") from error
-    return (io.BytesIO(row["bytes"].as_py()) for row in column)
+    return [(f"{path}, row {i}", io.BytesIO(row["bytes"].as_py())) for i, row in enumerate(column)]
 
 
-def _stack(pictures: Iterable[tuple[str, Path | io.BytesIO]], source: Path) -> Tensor:
-    arrays: list[np.ndarray] = []
-    for name, file in pictures:
+def _stack(pictures: Sequence[tuple[str, Path | io.BytesIO]], source: Path) -> Tensor:
+    images: Tensor | None = None
+    for i, (name, file) in enumerate(pictures):
         try:
             with Image.open(file) as picture:
-                array = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+                pixels = np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
         except OSError as error:
             raise ValueError(f"{name} cannot be read as an image: {error}") from error
-        arrays.append(array if array.ndim == 3 else array[..., None])
-        if arrays[-1].shape != arrays[0].shape:
+        image = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
+        if images is None:
+            images = torch.empty(len(pictures), *image.shape, dtype=torch.uint8)
+        elif image.shape != images.shape[1:]:
             raise ValueError(
-                f"{name} is {_size(arrays[-1])} and the first image of {source} is {_size(arrays[0])}; "
-                "all must have one size and colour"
+                f"{name} is {_size(image)} and the first image of {source} is {_size(images[0])}; all must have one "
+                "size and colour"
             )
-    if not arrays:
+        images[i] = image
+    if images is None:
         raise ValueError(f"{source} holds no PNG, JPEG, npz or parquet images")
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    return images
 
 
-def _size(array: np.ndarray) -> str:
-    height, width, channels = array.shape
+def _size(image: Tensor) -> str:
+    channels, height, width = image.shape
     return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
 
 

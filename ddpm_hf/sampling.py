@@ -70,7 +70,8 @@ def denoise(
         (B, C, H, W) of about [-1, 1].
 
     Raises:
-        ValueError: for a step option that this scheduler lacks, or guidance without class labels.
+        ValueError: for a step option that this scheduler lacks, guidance without class labels, or images with
+            numbers that are not finite.
     """
     options = options_for(scheduler, {"generator": generator, **step_options})
     unconditional = None
@@ -94,6 +95,12 @@ def denoise(
         x_t = result.prev_sample
         if on_step is not None:
             x_t = on_step(i, t, x_t, getattr(result, "pred_original_sample", None))
+    spoilt = len(x_t) - int(x_t.flatten(1).isfinite().all(dim=1).sum())
+    if spoilt:
+        raise ValueError(
+            f"{spoilt} of {len(x_t)} images hold numbers that are not finite; the weights are not, or {x_t.dtype} is "
+            "too narrow for this network: look at the checkpoint, or use float32"
+        )
     return x_t
 
 

@@ -72,7 +72,7 @@ def test_one_process_prints_one_table_and_how_to_draw(one_process: tuple[Path, s
     assert list(scores) == ["fid", "precision", "recall"]
     for name, entry in scores.items():
         assert entry["ratio"] == entry["samples"] / entry["held_out"]
-        row = f"{entry['samples']:.4f} {entry['held_out']:.4f} {entry['ratio']:.2f}"
+        row = f"{entry['samples']:.4f} {entry['held_out']:.4f} {entry['ratio']:.4f}"
         assert [" ".join(line.split()) for line in printed.splitlines()].count(f"{name} {row}") == 1
     assert f'DDPMCustomPipeline.from_pretrained("{run}")' in printed
     assert "1 process(es) on cpu, 1 thread(s) each, 16 images per process and pass, 1 pass(es) per step" in printed
@@ -182,15 +182,31 @@ def test_a_conditional_network_trains_on_labels_of_another_data_set(
         "label": digits.labels[:32].tolist(),
     }
     datasets.Dataset.from_dict(content, features=features).to_parquet(tmp_path / "my.parquet")
-    run = train("mine", "--data.name", str(tmp_path / "my.parquet"), "--model.num_class_embeds", "10")
+    mine = ["--data.name", str(tmp_path / "my.parquet"), "--model.num_class_embeds", "10"]
+    run = train("mine", *mine, "--evaluation.extractor", "null")
     assert results_of(run)["scores"] == {}
     assert "No scores: " in capsys.readouterr().out
+    run = train(
+        "scored", *mine, "--evaluation.held_out_split", "null", "--evaluation.metrics", "[kid, precision_recall]"
+    )
+    assert {name: list(entry) for name, entry in results_of(run)["scores"].items()} == {
+        "kid": ["samples"], "precision": ["samples"], "recall": ["samples"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["--evaluation.num_images", "501"], 2, "must be from 4, for precision and recall, to 500"),
+        (
+            ["--evaluation.num_images", "501"],
+            2,
+            "must be at most 500, the number of images of evaluation.held_out_split",
+        ),
+        (["--evaluation.num_images", "3"], 2, "fid, precision_recall need at least 4"),
+        (["--evaluation.extractor", "vgg16"], 2, "curl --create-dirs -Lo"),
+        (["--evaluation.every", "2", "--evaluation.metrics", "[kid]"], 2, "evaluation.every is 2 and must be null"),
+        (["--data.name", "my.parquet"], 2, "my.parquet"),
+        (["--evaluation.held_out_split", "no"], 2, "no"),
         (["--evaluation.num_inference_steps", "1001"], 2, "1001"),
         (["--training.gradient_accumulation_steps", "3"], 2, "use 15 or 18"),
         (["--diffusion.beta_schedule", "wavy"], 2, "wavy"),
@@ -259,6 +275,7 @@ def test_the_best_weights_and_the_grids_on_the_way_are_kept(train: Any) -> None:
     assert json.loads((run / "best" / "metrics.json").read_text()) == best == results_of(run)["best"]
     assert DDPMCustomPipeline.from_pretrained(run / "best").unet.config.block_out_channels == [8, 8]
     assert sorted(path.name for path in (run / "samples").iterdir()) == [
+        "fid.png",
         "grid.png",
         "step-00000003.png",
         "step-00000006.png",

@@ -68,8 +68,21 @@ class Extractor(nn.Module):
         """Features of a batch."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def class_scores(self, features: Tensor) -> Tensor:
+        """Scores ``(N, K)`` of the classes, of features ``(N, D)`` on any device, for the Inception score.
+
+        Raises:
+            ValueError: the network knows no classes.
+        """
+        if not self.has_classes:
+            known = "digits and inception"
+            raise ValueError(f"the metric 'is' needs classes, and the extractor {self.name} has none; {known} have")
+        device = next(self.parameters()).device
+        return self.logits(features.to(device)).to(features.device)
+
     def logits(self, features: Tensor) -> Tensor:
-        """Class scores ``(N, K)`` of features ``(N, D)``, for the Inception score."""
+        """As `class_scores`, on the network's device."""
         raise NotImplementedError
 
 

@@ -1,6 +1,7 @@
 """Features of a set of images, computed once on all processes and kept; and the (mu, sigma) files of other programs."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,67 +24,84 @@ def fingerprint_of(images: Tensor) -> str:
     return digest.hexdigest()
 
 
-def features_of(
-    images: Tensor,
-    fingerprint: str,
-    extractor: Extractor,
-    accelerator: Accelerator,
-    *,
-    batch_size: int = 64,
-    cache_dir: Path | None = None,
-    show_progress: bool = False,
-) -> Tensor:
-    """Features of images, float32 ``(N, D)`` on the CPU, the same on every process: each computes its share, once.
+@dataclass(frozen=True)
+class FeatureExtraction:
+    """Turns sets of images into features, float32 ``(N, D)`` on the CPU, the same on every process.
 
-    They are kept under the hash of the images and of the extractor's weights. Batches are cut from the whole, so any
-    number of processes computes the same ones.
+    Batches are cut from the whole and shared out, so any number of processes computes the same ones.
 
     Args:
-        images: uint8 ``(N, C, H, W)``.
-        fingerprint: Changes with the images.
         extractor: On the device of the accelerator.
         accelerator: Its processes share the work.
         batch_size: Images computed at once.
-        cache_dir: Where features are kept; ``ddpm_hf/features`` of HF_HOME when None.
-        show_progress: A bar on the main process.
-
-    Raises:
-        ValueError: the extractor takes other images.
+        cache_dir: Where `kept` keeps them; ``ddpm_hf/features`` of HF_HOME when None.
+        show_progress: A bar.
     """
-    key = hashlib.sha256(f"{fingerprint} {extractor.sha256} {batch_size}".encode()).hexdigest()
-    path = (cache_dir or Path(HF_HOME) / "ddpm_hf" / "features") / f"{key}.safetensors"
-    kept = path.exists()
-    accelerator.wait_for_everyone()  # all have looked before one writes
-    if kept:
-        return load_file(path)["features"]
-    found: Tensor | None = None
-    starts = range(0, len(images), batch_size)
-    shown = tqdm(starts, "features", unit="batch", disable=not show_progress, leave=False)
-    for number, start in enumerate(shown):
-        if number % accelerator.num_processes != accelerator.process_index and found is not None:
-            continue
-        with torch.no_grad():
-            try:
-                part = extractor(images[start : start + batch_size].to(accelerator.device)).float()
-            except RuntimeError as error:  # of a network that was not made for such images
-                reason = str(error).strip().splitlines()[-1]
-                shape = tuple(images.shape[1:])
-                raise ValueError(f"the extractor {extractor.name} does not take images of {shape}: {reason}") from error
-        if found is None:
-            found = torch.zeros(len(images), part.shape[1], device=accelerator.device)
-        if number % accelerator.num_processes == accelerator.process_index:
-            found[start : start + batch_size] = part
-    assert found is not None
-    features: Tensor = accelerator.reduce(found, reduction="sum").cpu()
-    if not features.isfinite().all():
-        raise ValueError(f"the extractor {extractor.name} gave features that are not finite")
-    if accelerator.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file({"features": features}, partial)
-        partial.replace(path)
-    accelerator.wait_for_everyone()
-    return features
+
+    extractor: Extractor
+    accelerator: Accelerator
+    batch_size: int = 64
+    cache_dir: Path | None = None
+    show_progress: bool = False
+
+    def kept(self, images: Tensor, fingerprint: str) -> Tensor:
+        """Of images that are wanted again: from the file of an earlier call, or computed and kept.
+
+        Args:
+            images: uint8 ``(N, C, H, W)``.
+            fingerprint: Changes with the images. The file is named by it and the hash of the extractor's weights.
+
+        Raises:
+            ValueError: as `of`.
+        """
+        key = hashlib.sha256(f"{fingerprint} {self.extractor.sha256} {self.batch_size}".encode()).hexdigest()
+        path = (self.cache_dir or Path(HF_HOME) / "ddpm_hf" / "features") / f"{key}.safetensors"
+        is_there = path.exists()
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+        if is_there:
+            return load_file(path)["features"]
+        features = self.of(images)
+        if self.accelerator.is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            save_file({"features": features}, partial)
+            partial.replace(path)
+        self.accelerator.wait_for_everyone()
+        return features
+
+    def of(self, images: Tensor) -> Tensor:
+        """Of images, uint8 ``(N, C, H, W)``.
+
+        Raises:
+            ValueError: the extractor takes other images, or gives numbers that are not finite.
+        """
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        starts = range(0, len(images), self.batch_size)
+        found: Tensor | None = None
+        for number, start in enumerate(tqdm(starts, "features", unit="batch", disable=not self.show_progress)):
+            is_own = number % processes == rank
+            if is_own or found is None:  # each computes the first one, for the number of features
+                part = self._of_batch(images[start : start + self.batch_size])
+            if found is None:
+                found = torch.zeros(len(images), part.shape[1], device=part.device)
+            if is_own:
+                found[start : start + self.batch_size] = part
+        assert found is not None
+        features: Tensor = self.accelerator.reduce(found, reduction="sum").cpu()
+        if not features.isfinite().all():
+            raise ValueError(f"the extractor {self.extractor.name} gave features that are not finite")
+        return features
+
+    @torch.no_grad()
+    def _of_batch(self, images: Tensor) -> Tensor:
+        try:
+            features: Tensor = self.extractor(images.to(self.accelerator.device))
+        except RuntimeError as error:  # of a network that was not made for such images
+            reason, shape = str(error).strip().splitlines()[-1], tuple(images.shape[1:])
+            raise ValueError(
+                f"the extractor {self.extractor.name} does not take images of {shape}: {reason}"
+            ) from error
+        return features
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,7 @@ class Statistics:
         partial.replace(path)
 
     def check(self, path: Path, extractor: Extractor, image_shape: tuple[int, ...], num_features: int) -> None:
-        """Refuse to compare with features of another kind.
+        """Refuse a comparison with features of another kind.
 
         Raises:
             ValueError: naming both.

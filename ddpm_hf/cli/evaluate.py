@@ -1,0 +1,276 @@
+"""From images to scores: FID, KID, Inception score, precision and recall, density and coverage.
+
+    ddpm-hf-evaluate --samples samples --reference uoft-cs/cifar10 --output scores
+    ddpm-hf-evaluate --compare samples-50 samples-100 --reference digits --extractor digits --output scores
+
+Also under ``accelerate launch --multi_gpu -m ddpm_hf.cli.evaluate``, on every process there is.
+"""
+
+import re
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+from accelerate import Accelerator
+from torch import Tensor
+
+from ddpm_hf.command_line import fail, parse_settings
+from ddpm_hf.config import DataConfig
+from ddpm_hf.data import load_cached_images
+from ddpm_hf.images import save_png
+from ddpm_hf.launch import environment, start_processes
+from ddpm_hf.manifest import check_same_settings, read_manifest, write_json, write_manifest
+from ddpm_hf.metrics.extractors import load_extractor, sha256_of
+from ddpm_hf.metrics.reference import FeatureExtraction, Statistics, fingerprint_of
+from ddpm_hf.metrics.scores import NEED_IMAGES, Score, fewest_images, scores_of
+from ddpm_hf.results import markdown_table, nearest_picture
+from ddpm_hf.sample_files import load_images
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of ddpm-hf-evaluate.
+
+    Args:
+        reference: The real images: digits, a data set's Hub id, folder or parquet file; or an .npz of their mean and
+            covariance, as this command, pytorch-fid, ADM and EDM write them.
+        output: Folder for metrics.json, manifest.json, table.md and nearest.png.
+        samples: The generated images: a folder of PNG or JPEG files, an .npz of ADM's layout, parquet, or a data set's
+            Hub id.
+        compare: Several of those, in place of samples, to be put side by side.
+        metrics: Some of fid, kid, is, precision_recall and density_coverage.
+        extractor: The feature network: inception, dinov2, vgg16, digits, a TorchScript file from uint8 images to
+            features, or the folder or Hub id of a vision transformer.
+        extractor_weights: The file of its weights, in place of the usual one.
+        num_images: Only the first so many samples count; all when null.
+        reference_config: The configuration of a data set that has several.
+        reference_split: The part of it that is the reference, such as train[:10000].
+        reference_revision: Branch, tag or commit of a data set on the Hub.
+        reference_image_column: Its column of images; null for the only one.
+        reference_channels: 1 makes its images grey and 3 coloured; null keeps what the first one has.
+        reference_center_crop: Cut a square out of its images first: an integer is its side, true the largest one.
+        reference_resolution: Side of the square that they are then resized to; null keeps their size.
+        reference_resize_filter: How; lanczos, bicubic, bilinear, box or hamming.
+        bootstrap: Sets of samples drawn anew from the given ones, for the error of each score; 0 gives no errors.
+        batch_size: Images whose features are computed at once by each process.
+        save_statistics: Write mean and covariance of the reference there, an .npz as pytorch-fid's.
+        cache_dir: Where features are kept between calls; null for the Hugging Face cache.
+        threads: CPU threads of each process; null shares the usable cores out.
+        quiet: No progress bar.
+    """
+
+    reference: str
+    output: Path
+    samples: str | None = None
+    compare: list[str] = field(default_factory=list)
+    metrics: list[Literal["fid", "kid", "is", "precision_recall", "density_coverage"]] = field(
+        default_factory=lambda: ["fid", "precision_recall"]
+    )
+    extractor: str = "inception"
+    extractor_weights: Path | None = None
+    num_images: int | None = None
+    reference_config: str | None = None
+    reference_split: str = "train"
+    reference_revision: str | None = None
+    reference_image_column: str | None = None
+    reference_channels: Literal[1, 3] | None = None
+    reference_center_crop: bool | int = False
+    reference_resolution: int | None = None
+    reference_resize_filter: Literal["lanczos", "bicubic", "bilinear", "box", "hamming"] = "lanczos"
+    bootstrap: int = 20
+    batch_size: int = 64
+    save_statistics: Path | None = None
+    cache_dir: Path | None = None
+    threads: int | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.samples is None) == (not self.compare):
+            raise ValueError("give the images either by --samples ONE or by --compare SEVERAL")
+        if not self.metrics:
+            raise ValueError("metrics is empty; give some of fid, kid, is, precision_recall, density_coverage")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size} and must be at least 1")
+        if self.bootstrap < 0 or self.bootstrap == 1:
+            raise ValueError(f"bootstrap is {self.bootstrap} and must be 0 or at least 2")
+        if self.num_images is not None and self.num_images < fewest_images(self.metrics):
+            raise ValueError(
+                f"num_images is {self.num_images}, and the metrics need at least {fewest_images(self.metrics)}"
+            )
+        if self.save_statistics is not None and self.save_statistics.suffix != ".npz":
+            raise ValueError(f"save_statistics is {self.save_statistics} and must end with .npz")
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the sets of samples."""
+        return self.compare or [str(self.samples)]
+
+    def reference_data(self) -> DataConfig:
+        """The reference in the terms of training."""
+        prefix = "reference_"
+        options = {name.removeprefix(prefix): value for name, value in vars(self).items() if name.startswith(prefix)}
+        return DataConfig(name=self.reference, **options)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the samples are compared with.
+
+    Args:
+        settings: What it was made from.
+        images: uint8 ``(M, C, H, W)``; None of a file of statistics.
+        fingerprint: Changes with the images.
+        statistics: Mean and covariance of a file; None where there are images.
+    """
+
+    settings: dict[str, Any]
+    images: Tensor | None = None
+    fingerprint: str = ""
+    statistics: Statistics | None = None
+
+
+def main() -> None:
+    """The console command."""
+    config = parse_settings(EvaluateConfig, sys.argv[1:], "Score generated images against real ones.")
+    try:
+        accelerator = start_processes(config.threads)
+        table = evaluate(config, accelerator)
+        if accelerator.is_main_process:
+            print(f"{table}\nmetrics.json, manifest.json and table.md are in {config.output}")
+        accelerator.end_training()
+    except (ValueError, OSError) as error:
+        fail(str(error))
+
+
+def evaluate(config: EvaluateConfig, accelerator: Accelerator) -> str:
+    """Score each set of samples, write the results, and return their table.
+
+    Raises:
+        ValueError: the settings, the images and the reference do not go together.
+        OSError: the results cannot be written.
+    """
+    show_progress = accelerator.is_main_process and not config.quiet and sys.stderr.isatty()
+    if not show_progress:
+        datasets.disable_progress_bars()
+    extractor = load_extractor(config.extractor, config.extractor_weights).to(accelerator.device)
+    features_of = FeatureExtraction(extractor, accelerator, config.batch_size, config.cache_dir, show_progress)
+    reference = load_reference(config, show_progress)
+    sets = {name: load_samples(name, config) for name in config.sets}
+    for name, images in sets.items():
+        _check_together(config, name, images, reference, features_of)
+    fingerprints = {name: fingerprint_of(images) for name, images in sets.items()}
+    settings = {
+        "samples": {name: _described(name, images, fingerprints[name]) for name, images in sets.items()},
+        "reference": reference.settings,
+        "extractor": {"name": config.extractor, "sha256": extractor.sha256},
+        "metrics": config.metrics,
+        "bootstrap": config.bootstrap,
+        "batch_size": config.batch_size,
+    }
+    check_same_settings(config.output, settings)
+    accelerator.wait_for_everyone()  # all have looked before anyone writes
+    if accelerator.is_main_process:
+        write_manifest(config.output, settings, environment(accelerator))
+
+    real = None if reference.images is None else features_of.kept(reference.images, reference.fingerprint)
+    scores: dict[str, dict[str, Score]] = {}
+    for number, (name, images) in enumerate(sets.items(), start=1):
+        fake = features_of.kept(images, fingerprints[name])
+        if not accelerator.is_main_process:
+            continue
+        found = scores_of(config.metrics, fake, real, reference.statistics, extractor.class_scores, config.bootstrap)
+        scores[name] = {f"{metric}@{len(images)}": score for metric, score in found.items()}
+        if reference.images is not None and real is not None:
+            picture = nearest_picture(images, fake, reference.images, real)
+            save_png(picture, config.output / ("nearest.png" if len(sets) == 1 else f"nearest-{number}.png"))
+    if not accelerator.is_main_process:
+        return ""
+    if config.save_statistics is not None and reference.images is not None and real is not None:
+        Statistics.of(real, extractor, tuple(reference.images.shape[1:])).save(config.save_statistics)
+    table = markdown_table(scores)
+    (config.output / "table.md").write_text(table)
+    entries = {name: {metric: asdict(score) for metric, score in found.items()} for name, found in scores.items()}
+    write_json(config.output / "metrics.json", {"scores": entries, **settings})
+    return table
+
+
+def load_samples(name: str, config: EvaluateConfig) -> Tensor:
+    """Generated images, uint8 ``(N, C, H, W)``.
+
+    Raises:
+        ValueError: they cannot be read, or are too few.
+    """
+    is_hub_id = name.count("/") == 1 and not Path(name).exists() and not Path(name).suffix
+    images = load_cached_images(DataConfig(name=name)).images if is_hub_id else load_images(Path(name))
+    wanted = config.num_images or max(len(images), fewest_images(config.metrics))
+    if len(images) < wanted:
+        raise ValueError(f"{name} holds {len(images)} images, and {wanted} are wanted; draw more")
+    return images[:wanted]
+
+
+def load_reference(config: EvaluateConfig, show_progress: bool) -> Reference:
+    """The real images, or what a file says of them.
+
+    Raises:
+        ValueError: they cannot be read, are too few, or are not enough for the metrics.
+    """
+    path = Path(config.reference)
+    settings: dict[str, Any] = {"name": config.reference}
+    if path.suffix == ".npz":
+        statistics = Statistics.load(path)
+        if statistics is not None:
+            return Reference({**settings, "sha256": sha256_of(path)}, statistics=statistics)
+        images, fingerprint = load_images(path), sha256_of(path)
+    else:
+        asked = config.reference_data()
+        try:
+            data = load_cached_images(asked, show_progress)
+        except ValueError as error:  # which names settings of training
+            message = re.sub(r"\bdata\.name\b", "--reference", str(error))
+            raise ValueError(re.sub(r"\bdata\.(\w+)", r"--reference_\1", message)) from error
+        images, fingerprint = data.images, data.fingerprint
+        settings |= {name: getattr(config, name) for name in vars(config) if name.startswith("reference_")}
+    settings |= {"fingerprint": fingerprint, "num_images": len(images)}
+    if len(images) < fewest_images(config.metrics):
+        raise ValueError(
+            f"{config.reference} holds {len(images)} images, and the metrics need {fewest_images(config.metrics)}"
+        )
+    return Reference(settings, images, fingerprint)
+
+
+def _check_together(
+    config: EvaluateConfig, name: str, images: Tensor, reference: Reference, features_of: FeatureExtraction
+) -> None:
+    """Refuse at once what would fail or mislead after hours."""
+    shape = tuple(images.shape[1:])
+    if reference.images is not None and tuple(reference.images.shape[1:]) != shape:
+        raise ValueError(
+            f"{name} has images of {shape} and {config.reference} of {tuple(reference.images.shape[1:])} (channels, "
+            f"height, width); give --reference_resolution {shape[2]} --reference_channels {shape[0]}, or other samples"
+        )
+    one = features_of.of(images[:1])
+    if "is" in config.metrics:
+        features_of.extractor.class_scores(one)
+    if reference.statistics is not None:
+        for metric in config.metrics:
+            if metric in NEED_IMAGES:
+                raise ValueError(
+                    f"the metric {metric!r} needs the images of the reference, and {config.reference} holds only their "
+                    "mean and covariance; give the images, or --metrics fid"
+                )
+        if config.save_statistics is not None:
+            raise ValueError(f"save_statistics is for a reference of images, and {config.reference} holds statistics")
+        reference.statistics.check(Path(config.reference), features_of.extractor, shape, one.shape[1])
+
+
+def _described(name: str, images: Tensor, fingerprint: str) -> dict[str, Any]:
+    """What the manifest says of a set of samples; of those that ddpm-hf-sample drew, all that its manifest says."""
+    manifest = read_manifest(Path(name)) if Path(name).is_dir() else None
+    made_from = {} if manifest is None else {"made_from": manifest["settings"]}
+    return {"fingerprint": fingerprint, "num_images": len(images), **made_from}
+
+
+if __name__ == "__main__":
+    main()

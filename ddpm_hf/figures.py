@@ -1,0 +1,33 @@
+"""Curves for a person to look at."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def save_curve(path: Path, values: Mapping[int, float], name: str, floor: float | None = None) -> None:
+    """Draw values over training steps, under a temporary name that is then renamed.
+
+    Args:
+        path: Of the PNG.
+        values: Step -> value.
+        name: Of the values.
+        floor: What a perfect model would get, a dashed line.
+    """
+    # Slow to import, and not needed before there is something to draw.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(values), list(values.values()), marker="o")
+    best = min(values, key=lambda step: values[step])
+    axes.set_title(f"lowest: {values[best]:.4g} at step {best}")
+    if floor is not None:
+        axes.axhline(floor, linestyle="--", color="grey", label=f"held-out images: {floor:.4g}")
+        axes.legend()
+    axes.set(xlabel="step", ylabel=name, yscale="log")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, format="png", dpi=120)
+    temporary.replace(path)
