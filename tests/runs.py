@@ -32,7 +32,7 @@ TINY = [
 ]
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train_accelerate", "ddpm_hf.cli.sample", "tests.runs"])
+_context.set_forkserver_preload(["train_accelerate", "ddpm_hf.cli.sample", "ddpm_hf.cli.evaluate", "tests.runs"])
 
 
 class Started:

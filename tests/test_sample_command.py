@@ -212,6 +212,15 @@ def test_wrong_settings_are_one_sentence(model: Path, tmp_path: Path, arguments:
     assert not folder.exists()
 
 
+def test_images_that_are_not_numbers_are_not_written(tmp_path: Path) -> None:
+    pipe = DDPMCustomPipeline.from_pretrained(make_model(tmp_path / "model"))
+    pipe.unet.conv_out.bias.data[:] = float("nan")
+    pipe.save_pretrained(tmp_path / "spoilt")
+    said = refusal(tmp_path / "spoilt", tmp_path / "samples")
+    assert "64 of 64 images hold numbers that are not finite" in said
+    assert not list((tmp_path / "samples").rglob("*.png"))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_one_sentence(model: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -217,7 +217,9 @@ class _Scripted(Extractor):
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{path} is not a TorchScript file: {reason}") from error
-        self.network.eval().requires_grad_(False)
+        self.network.eval()
+        for parameter in self.network.parameters():  # a script module has no requires_grad_
+            parameter.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.network(images)

@@ -152,10 +152,10 @@ def _error(function: Callable[[Tensor], float], values: Tensor, bootstrap: int) 
 
 
 def _quietly(kind: type[Metric], *arguments: Any, **options: Any) -> Metric:
-    """The metric without torchmetrics' warning that it holds the features, which are at hand anyway."""
+    """The metric of this process alone, without the warning that it holds the features, as all of these do."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return kind(*arguments, **options)
+        return kind(*arguments, sync_on_compute=False, **options)
 
 
 class _Given(nn.Module):
