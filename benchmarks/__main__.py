@@ -4,10 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks import loop, unet
+from benchmarks import loop, neighbours, sampling, unet
 from benchmarks.measure import machine
 
-BENCHMARKS = {"loop": loop, "unet": unet}
+BENCHMARKS = {"loop": loop, "neighbours": neighbours, "sampling": sampling, "unet": unet}
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed against diffusers, as ratios.")
 parser.add_argument("name", choices=BENCHMARKS)

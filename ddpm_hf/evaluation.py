@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -47,7 +49,7 @@ class Evaluation:
         self._show_progress = show_progress
         self._num_classes = data.num_classes if config.model["num_class_embeds"] is not None else None
         self.first_seed = config.seed * settings.num_images  # so runs of different seeds share no image
-        self._held_out: Scores = {}
+        self._held_out: Tensor | None = None
         if settings.extractor is None:
             return
         if not isinstance(data, ImageData):
@@ -81,9 +83,7 @@ class Evaluation:
                     f"evaluation.num_images is {settings.num_images} and must be at most {len(held_out)}, the number "
                     f"of images of evaluation.held_out_split {settings.held_out_split!r}; lower it, or make that null"
                 )
-            self._held_out = self._scores_of(
-                "held_out", self._features.kept(held_out.images, held_out.fingerprint)[: settings.num_images]
-            )
+            self._held_out = self._features.kept(held_out.images, held_out.fingerprint)[: settings.num_images]
 
     def draw(self, unet: UNet2DModel, num_images: int) -> Tensor:
         """Images 0 .. num_images-1 of the run, uint8 ``(N, C, H, W)``; of classes 0, 1, 2, ... in turn."""
@@ -112,21 +112,32 @@ class Evaluation:
         if self._settings.extractor is None:
             return {}
         scores = self._scores_of("samples", self._features.of(images))
-        for name, entry in self._held_out.items():
+        for name, entry in self._held_out_scores.items():
             scores[name] |= entry
             if entry["held_out"] > 0:  # the kernel distance of equal distributions lies about zero
                 scores[name]["ratio"] = scores[name]["samples"] / entry["held_out"]
         return scores
 
+    @cached_property
+    def _held_out_scores(self) -> Scores:
+        return {} if self._held_out is None else self._scores_of("held_out", self._held_out)
+
     def _scores_of(self, what: str, features: Tensor) -> Scores:
         found = scores_of(self._settings.metrics, features, self._real, logits=self._extractor.class_scores)
         return {name: {what: score.value} for name, score in found.items()}
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the scores are of, besides the run's settings."""
+        if self._settings.extractor is None:
+            return {}
+        return {"extractor_sha256": self._extractor.sha256, "reference_images": self._num_real}
 
     def table(self, scores: Scores) -> str:
         """The scores for a person to read."""
         if not scores:
             return "No scores: evaluation.extractor is null."
-        columns = ["samples", *(["held_out", "ratio"] if self._held_out else [])]
+        columns = ["samples", *([] if self._held_out is None else ["held_out", "ratio"])]
         lines = ["".join([f"{'':<12}", *(f"{column.replace('_', ' '):>12}" for column in columns)])]
         for name, entry in scores.items():
             lines.append(
@@ -137,7 +148,7 @@ class Evaluation:
                     ]
                 )
             )
-        beside = ", and as many real images held out from training," if self._held_out else ""
+        beside = "" if self._held_out is None else ", and as many real images held out from training,"
         lines.append(
             f"({self._settings.num_images} samples{beside} against the {self._num_real} training images, in the "
             f"features of {self._extractor.name})"

@@ -256,6 +256,7 @@ class Run:
         save_png(self.evaluation.grid(images), self.folder / "samples" / "grid.png")
         results = {
             "scores": scores,
+            **self.evaluation.provenance,
             "best": self.state.best,
             "num_images": len(images),
             "first_image_seed": self.evaluation.first_seed,

@@ -46,8 +46,9 @@ def balls_and_points(
     counts = []
     hit = torch.zeros(len(centres), dtype=torch.bool, device=centres.device)
     for rows, near, slack in _blocks(points, centres, block_bytes):
-        inside = near.double() <= squared_radii - slack
-        i, j = ((near.double() <= squared_radii + slack) & ~inside).nonzero(as_tuple=True)
+        radii = squared_radii.to(near.dtype)  # where it decides, its rounding is within the slack
+        inside = near <= radii - slack
+        i, j = ((near <= radii + slack) & ~inside).nonzero(as_tuple=True)
         inside[i, j] = _squared_distances(points[rows], centres, i, j) <= squared_radii[j]
         counts.append(inside.sum(dim=1))
         hit |= inside.any(dim=0)
@@ -62,18 +63,26 @@ def nearest(points: Tensor, among: Tensor, count: int, block_bytes: int = BLOCK_
 
 def _blocks(a: Tensor, b: Tensor, block_bytes: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Rows of a; their squared distances to all of b, nearly; and by how much these may be wrong at most."""
-    centre = b.double().mean(dim=0)  # a common shift changes no distance, and small numbers cancel less
+    centre = b.mean(dim=0, dtype=torch.float64)  # a common shift changes no distance, and small numbers cancel less
     # A product in TF32 would be wrong by more than the bound below.
     dtype = torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
-    a, b = ((x.double() - centre).to(dtype) for x in (a, b))
-    length_a, length_b = (x.double().square().sum(dim=1) for x in (a, b))
-    # Each of the D + 4 roundings of |a|^2 - 2ab + |b|^2, and of a and b themselves, is below eps of (|a| + |b|)^2.
-    error = 2 * (a.shape[1] + 8) * torch.finfo(dtype).eps
+    (b, length_b), is_same = _centred(b, centre, dtype), a is b
+    a, length_a = (b, length_b) if is_same else _centred(a, centre, dtype)
+    # Each of the D + 4 roundings of |a|^2 - 2ab + |b|^2, of a and b, and of what it is compared with is below eps of
+    # (|a| + |b|)^2.
+    error = 2 * (a.shape[1] + 10) * torch.finfo(dtype).eps
+    slack_a, slack_b = ((error * length).to(dtype) for length in (length_a, length_b))
     size = max(1, block_bytes // (8 * len(b)))
     for start in range(0, len(a), size):
         rows = slice(start, start + size)
         near = torch.addmm(length_b.to(dtype)[None], a[rows], b.T, alpha=-2).add_(length_a[rows].to(dtype)[:, None])
-        yield rows, near, error * (length_a[rows, None] + length_b[None])
+        yield rows, near, slack_a[rows, None] + slack_b[None]
+
+
+def _centred(points: Tensor, centre: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The points about a centre, and their squared lengths in float64, a part at a time."""
+    parts = [(part.double() - centre).to(dtype) for part in torch.split(points, 1024)]
+    return torch.cat(parts), torch.cat([part.double().square().sum(dim=1) for part in parts])
 
 
 def _squared_distances(a: Tensor, b: Tensor, i: Tensor, j: Tensor, block_bytes: int = 2**26) -> Tensor:
