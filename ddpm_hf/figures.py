@@ -26,6 +26,8 @@ def save_curve(path: Path, values: Mapping[int, float], name: str, floor: float 
         axes.axhline(floor, linestyle="--", color="grey", label=f"held-out images: {floor:.4g}")
         axes.legend()
     axes.set(xlabel="step", ylabel=name, yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(visible=True, which="both", alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
