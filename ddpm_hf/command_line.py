@@ -74,13 +74,21 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
     return config
 
 
-def parse_settings(kind: type[Settings], argv: Sequence[str], description: str) -> Settings:
+def parse_settings(
+    kind: type[Settings], argv: Sequence[str], description: str, is_positional: bool = False
+) -> Settings:
     """The settings of a command without recipes: the fields of a dataclass, explained by its docstring.
+
+    Args:
+        kind: The dataclass.
+        argv: The arguments without the program's name.
+        description: For ``--help``.
+        is_positional: The fields without a default are given in their order, without their names.
 
     Wrong settings end the program with one sentence and status 2; ``--help`` ends it with 0.
     """
     parser = _Parser(description=description, allow_abbrev=False)
-    parser.add_class_arguments(kind)
+    parser.add_class_arguments(kind, as_positional=is_positional)
     options = [*(field.name for field in fields(kind)), "help"]  # type: ignore[arg-type]
     _refuse_unknown(_keys_of_command_line(argv), options, "the command line")
     switches = [f"--{field.name}" for field in fields(kind) if field.type == "bool" or field.type is bool]  # type: ignore[arg-type]

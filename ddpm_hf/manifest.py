@@ -56,19 +56,22 @@ def check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{folder} holds results of other settings ({changes}); give another --output")
 
 
-def write_manifest(folder: Path, settings: dict[str, Any], environment: dict[str, Any], **more: Any) -> None:
+def write_manifest(
+    folder: Path, settings: dict[str, Any], environment: dict[str, Any], file: str = FILE, **more: Any
+) -> None:
     """Write it under a temporary name and rename it.
 
     Args:
         folder: Made if it is not there.
         settings: Those that decide what the results are.
         environment: Machine, versions, processes.
+        file: Its name.
         more: Other entries.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}.partial"
+    temporary = folder / f".{file}.partial"
     temporary.write_text(json.dumps({"settings": settings, "environment": environment, **more}, indent=2) + "\n")
-    temporary.replace(folder / FILE)
+    temporary.replace(folder / file)
 
 
 def _brief(value: Any) -> str:

@@ -38,7 +38,16 @@ ALLOWED: dict[str, set[str]] = {
     },
     "manifest": set(),
     "sample_files": {"images"},
-    "cli": {"command_line", "launch", "manifest", "pipeline", "sample_files", "sampling", "schedulers"},
+    "checkpoint_layouts": {"unet"},
+    "foreign_recipes": {"checkpoint_layouts", "noise_schedules"},
+    "pickled_checkpoints": {"checkpoint_layouts"},
+    "conversion": {
+        *("checkpoint_layouts", "foreign_recipes", "manifest", "pickled_checkpoints", "pipeline", "schedulers", "unet")
+    },
+    "cli": {
+        *("checkpoint_layouts", "command_line", "conversion", "foreign_recipes", "launch", "manifest", "pipeline"),
+        *("sample_files", "sampling", "schedulers"),
+    },
     "dry_run": {"config", "metrics_log"},
     "assets": {"config", "data", "images", "metrics"},
     "__init__": {"diffusion", "pipeline", "schedulers", "unet"},
