@@ -48,6 +48,8 @@ ALLOWED: dict[str, set[str]] = {
         *("checkpoint_layouts", "command_line", "conversion", "foreign_recipes", "launch", "manifest", "pipeline"),
         *("sample_files", "sampling", "schedulers"),
     },
+    "toy": {"command_line", "diffusion", "losses", "noise_schedules", "schedulers", "toy_pictures"},
+    "toy_pictures": set(),
     "dry_run": {"config", "metrics_log"},
     "assets": {"config", "data", "images", "metrics"},
     "__init__": {"diffusion", "pipeline", "schedulers", "unet"},
