@@ -186,10 +186,13 @@ def unet_config(layout: Layout, weights: Mapping[str, Tensor]) -> dict[str, Any]
         ValueError: a key without which the architecture cannot be told is missing.
     """
 
-    def shape(key: str) -> tuple[int, ...]:
+    def shape(key: str) -> tuple[int, int]:
+        """The first two sizes of a layer's weight."""
         if key not in weights:
             raise ValueError(f"not a whole {layout.name} UNet: 1 missing key ({key})")
-        return tuple(weights[key].shape)
+        if weights[key].ndim < 2:
+            raise ValueError(f"not a {layout.name} UNet: {key} is {tuple(weights[key].shape)}, no layer's weight")
+        return weights[key].shape[0], weights[key].shape[1]
 
     def block(i: int, j: int) -> str | None:
         """The first convolution of a residual block on the way down, if there is such a block."""
@@ -201,7 +204,7 @@ def unet_config(layout: Layout, weights: Mapping[str, Tensor]) -> dict[str, Any]
     if levels == 0:
         raise ValueError(f"not a whole {layout.name} UNet: no residual block in level 0")
     channels = [shape(block(i, 0) or "")[0] for i in range(levels)]
-    first_width, in_channels = shape(f"{layout.stem['conv_in']}.weight")[:2]
+    first_width, in_channels = shape(f"{layout.stem['conv_in']}.weight")
     if first_width != channels[0]:
         raise ValueError(
             f"a network whose first level has {channels[0]} channels and whose first convolution {first_width}; in a "

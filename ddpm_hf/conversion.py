@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import load_file
 
 from ddpm_hf.checkpoint_layouts import (
     Layout,
@@ -33,6 +32,8 @@ from ddpm_hf.unet import UNet2DModel
 
 RAW_VARIANT: Final = "non_ema"
 """The weights themselves beside their average, in the name that diffusers' own conversions gave them."""
+
+HO_SCHEDULE: Final = "the noise schedule is Ho et al.'s (1000 steps, linear from 0.0001 to 0.02)"
 
 _RAW_FILE: Final = f"diffusion_pytorch_model.{RAW_VARIANT}.safetensors"
 _RECIPES: Final[dict[str, tuple[str, Callable[[Any, Any], str]]]] = {
@@ -77,39 +78,39 @@ def read_checkpoint(
         ValueError: for what is not such a file, or not wholly, in one sentence.
         OSError: it cannot be read.
     """
+    recipe = None if recipe_path is None else read_recipe(recipe_path)
     trained = read_trained_weights(path)
     sampled = trained.raw if trained.average is None else trained.average
+    assumed = []
     try:
         layout = layout_of(list(sampled))
         config = unet_config(layout, sampled)
-        assumed = []
-        diffusion: dict[str, Any] = {}
-        if recipe_path is not None:
-            recipe = read_recipe(recipe_path)
+        if recipe is None:
+            if config["out_channels"] != config["in_channels"]:
+                raise ValueError(
+                    f"it has {config['out_channels']} output channels for {config['in_channels']}; give the --recipe "
+                    "that says what they are"
+                )
+            assumed.append(HO_SCHEDULE)
+        else:
             _check_same_network(recipe.model, config, recipe_path)
             config |= {key: value for key, value in recipe.model.items() if key in ("sample_size", "dropout")}
-            diffusion = recipe.diffusion
-        else:
-            assumed.append("the noise schedule is Ho et al.'s (1000 steps, linear from 0.0001 to 0.02)")
         if sample_size is not None:
             config["sample_size"] = sample_size
         if config.get("sample_size") is None:
-            raise ValueError(
-                "a checkpoint, which does not say how large its images are: give --recipe or --sample_size"
-            )
+            raise ValueError("its weights do not say how large the images are; give --recipe or --sample_size")
         if norm_eps is not None:
             config["norm_eps"] = norm_eps
         weights = to_ours(layout, sampled, config)
         raw = None if trained.average is None else to_ours(layout, trained.raw, config)
     except ValueError as error:
-        prefix = "" if str(error).startswith("the recipe") else f"{path} is "
-        raise ValueError(f"{prefix}{error}") from None
+        raise ValueError(f"{path} cannot be converted: {error}") from None
     unet = _with_weights(config, weights)
     check_expressible(layout, unet.config)
     source = {"layout": layout.name, "source": path.name, "source_sha256": _sha256(path)}
     if recipe_path is not None:
         source |= {"recipe": recipe_path.name, "recipe_sha256": _sha256(recipe_path)}
-    return Checkpoint(unet, DDPMScheduler(**diffusion), raw, source, trained.notes, assumed)
+    return Checkpoint(unet, DDPMScheduler(**(recipe.diffusion if recipe else {})), raw, source, trained.notes, assumed)
 
 
 def read_folder(path: Path) -> Checkpoint:
@@ -134,17 +135,20 @@ def read_folder(path: Path) -> Checkpoint:
         except RuntimeError as error:
             raise ValueError(f"{pickled} does not hold this UNet: {' '.join(str(error).split())[:300]}") from None
         unet.eval()
-    else:
+    elif any(folder.glob("*.safetensors")):
         unet = UNet2DModel.from_pretrained(folder)
+    else:
+        raise FileNotFoundError(f"{folder} has a config.json and no weights (diffusion_pytorch_model.safetensors)")
     if is_pipeline:
         scheduler = DDPMCustomPipeline.from_pretrained(path, unet=unet).scheduler
     else:
         scheduler = DDPMScheduler()
-        assumed.append("the noise schedule is Ho et al.'s (1000 steps, linear from 0.0001 to 0.02)")
-    raw = load_file(folder / _RAW_FILE) if (folder / _RAW_FILE).is_file() else None
+        assumed.append(HO_SCHEDULE)
+    has_raw = (folder / _RAW_FILE).is_file()
+    raw = UNet2DModel.from_pretrained(folder, variant=RAW_VARIANT).state_dict() if has_raw else None
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    source = {"layout": "diffusers", "source": path.resolve().name}
-    source["source_sha256"] = {file.name: _sha256(file) for file in files}  # type: ignore[assignment]
+    hashes = {file.name: _sha256(file) for file in files}
+    source = {"layout": "diffusers", "source": path.resolve().name, "source_sha256": hashes}
     notes = ((read_manifest(path) or {}).get("notes") or {}) if is_pipeline else {}
     return Checkpoint(unet, scheduler, raw, source, notes, assumed)
 
@@ -181,7 +185,7 @@ def write_checkpoint(checkpoint: Checkpoint, layout: Layout, destination: Path) 
     try:
         recipe = make_recipe(unet.config, checkpoint.scheduler.config)
     except ValueError as error:
-        raise ValueError(f"{layout.name} has no such process: the scheduler {error}") from None
+        raise ValueError(f"{layout.name} has no such model, which {error}") from None
     average = to_theirs(layout, unet.state_dict(), unet.config)
     weights = TrainedWeights(average, notes=checkpoint.notes)
     if checkpoint.raw is not None:
@@ -204,11 +208,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_same_network(wanted: Mapping[str, Any], found: Mapping[str, Any], recipe: Path) -> None:
+def _check_same_network(wanted: Mapping[str, Any], found: Mapping[str, Any], recipe: Path | None) -> None:
     for key, value in wanted.items():
         if key in found and value != found[key]:
             raise ValueError(
-                f"the recipe {recipe} is of another network: its {key} is {value}, and that of the weights {found[key]}"
+                f"the recipe {recipe} is of another network: its {key} is {value}, that of the weights {found[key]}"
             )
 
 
@@ -254,9 +258,17 @@ def _partial(path: Path) -> Iterator[Path]:
     """A temporary name beside it, which becomes `path` when all is written and leaves nothing when it is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)  # what a killed conversion left
     try:
         yield partial
         partial.rename(path)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        _remove(partial)
         raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -77,15 +77,19 @@ def read_recipe(path: Path) -> ForeignRecipe:
 
     Raises:
         ValueError: it is not such a file, or asks for what has no counterpart here, in one sentence.
-        OSError: it cannot be read.
+        FileNotFoundError: it is not there.
     """
     is_json = path.suffix in (".json", ".info")
     if not is_json and path.suffix not in (".yml", ".yaml"):
         raise ValueError(f"{path} is no recipe; give ddpm-torch's .json or .info, or ermongroup/ddim's .yml")
+    if not path.is_file():
+        raise FileNotFoundError(f"the recipe {path} does not exist")
     try:
         content = json.loads(path.read_text()) if is_json else yaml.safe_load(path.read_text())
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not {'JSON' if is_json else 'YAML'} ({' '.join(str(error).split())})") from None
+        raise ValueError(
+            f"the recipe {path} is not {'JSON' if is_json else 'YAML'} ({' '.join(str(error).split())})"
+        ) from None
     try:
         if not isinstance(content, dict):
             raise ValueError(f"holds {type(content).__name__}, not settings")
@@ -267,6 +271,8 @@ def ermongroup_recipe(unet: Any, scheduler: Any) -> str:
         "variance_type", _variance_type(scheduler), {"fixed_small": "fixedsmall", "fixed_large": "fixedlarge"}
     )
     size = unet.sample_size
+    if not isinstance(size, int):
+        raise ValueError(f"has sample_size={size}, and the other side knows squares by their side")
     recipe = {
         "data": {"image_size": size, "channels": unet.in_channels, "logit_transform": False, "rescaled": True},
         "model": {

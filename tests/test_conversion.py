@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
@@ -81,10 +81,12 @@ TIMES = torch.tensor([3, 421])
 def run(*arguments: object) -> None:
     """The command in this process; SystemExit where it refuses."""
     before, sys.argv = sys.argv, ["ddpm-hf-convert", *map(str, arguments)]
+    verbosity = diffusers.utils.logging.get_verbosity()
     try:
         convert.main()
     finally:
         sys.argv = before
+        diffusers.utils.logging.set_verbosity(verbosity)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -148,7 +150,7 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     [
         {},
         {"ch_multipliers": (1, 1, 2), "apply_attn": (True, False, True), "num_res_blocks": 1},
-        {"ch_multipliers": (1,), "apply_attn": (False,), "in_channels": 1, "out_channels": 2, "time_embedding_dim": 64},
+        {"ch_multipliers": (1,), "apply_attn": (False,), "in_channels": 1, "out_channels": 1, "time_embedding_dim": 64},
     ],
     ids=["three levels", "attention at both ends", "one level, free time embedding"],
 )
@@ -200,6 +202,16 @@ def test_plain_weights_as_pytorch_diffusion_publishes_them(tmp_path: Path) -> No
     assert difference.abs().max() < 1e-5
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Tensor]:
+    """A converted network, and what the original says."""
+    folder = tmp_path_factory.mktemp("converted")
+    _, average = ddpm_torch_file(folder / "a.pt")
+    run(folder / "a.pt", folder / "pipeline", "--sample_size", 16)
+    unet = UNet2DModel.from_pretrained(folder / "pipeline", subfolder="unet")
+    return unet, ddpm_torch_forward(average, IMAGES, TIMES)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -211,14 +223,12 @@ def test_plain_weights_as_pytorch_diffusion_publishes_them(tmp_path: Path) -> No
     ],
     ids=str,
 )
-def test_each_setting_of_the_config_matters(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_each_setting_of_the_config_matters(converted: tuple[Any, Tensor], change: dict[str, Any]) -> None:
     """The comparison with their network would notice another value of any of them."""
-    _, average = ddpm_torch_file(tmp_path / "a.pt")
-    run(tmp_path / "a.pt", tmp_path / "folder", "--sample_size", 16)
-    unet = UNet2DModel.from_pretrained(tmp_path / "folder", subfolder="unet")
+    unet, wanted = converted
     other = UNet2DModel.from_config({**unet.config, **change}).eval()
     other.load_state_dict(unet.state_dict())
-    assert (output_of(other) - ddpm_torch_forward(average, IMAGES, TIMES)).abs().max() > 1e-4
+    assert (output_of(other) - wanted).abs().max() > 1e-4
 
 
 def test_the_older_ddpm_torch_has_another_eps(tmp_path: Path) -> None:
@@ -363,6 +373,7 @@ def test_a_pickle_that_is_not_tensors_is_not_run(tmp_path: Path, capsys: pytest.
         ),
         (lambda weights: weights.pop("downsamples.level_0.0.conv1.weight"), "no residual block in level 0"),
         (lambda weights: weights.update({"in_conv.weight": torch.ones(16, 3, 3, 3)}), "first convolution 16"),
+        (lambda weights: weights.update({"in_conv.weight": torch.ones(())}), "in_conv.weight is (), no layer's weight"),
         (lambda weights: weights.update({"embed.0.bias": 3}), "1 of its entries are not weights (embed.0.bias)"),
         (lambda weights: weights.update({"embed.0.bias": torch.ones(128).half()}), "torch.float16, torch.float32"),
         (
@@ -372,7 +383,18 @@ def test_a_pickle_that_is_not_tensors_is_not_run(tmp_path: Path, capsys: pytest.
             "changes resolution without convolutions",
         ),
     ],
-    ids=["missing", "missing output", "unknown", "shape", "no level", "first width", "no tensor", "types", "pooling"],
+    ids=[
+        "missing",
+        "missing output",
+        "unknown",
+        "shape",
+        "no level",
+        "first width",
+        "no layer",
+        "no tensor",
+        "types",
+        "pooling",
+    ],
 )
 def test_weights_that_are_not_the_networks_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, said: str
@@ -423,6 +445,27 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "give --recipe or --sample_size" in refusal(capsys, tmp_path / "whole.pt", new)
     (tmp_path / "nothing" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     assert "holds a AutoencoderKL" in refusal(capsys, tmp_path / "nothing", new)
+
+
+def test_folders_that_are_not_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_folder(tmp_path / "folder")
+    weights = tmp_path / "folder" / "unet" / "diffusion_pytorch_model.safetensors"
+    raw = weights.with_name("diffusion_pytorch_model.non_ema.safetensors")
+    whole = weights.read_bytes()
+    save_file({"conv_in.bias": torch.ones(32)}, raw)
+    assert "does not hold this UNet" in refusal(capsys, tmp_path / "folder", tmp_path / "new")
+    raw.write_bytes(whole[:5000])
+    assert "Unable to load weights" in refusal(capsys, tmp_path / "folder", tmp_path / "new")
+    raw.unlink()
+    weights.write_bytes(whole[:5000])
+    assert "Unable to load weights" in refusal(capsys, tmp_path / "folder", tmp_path / "new")
+    weights.unlink()
+    assert "no weights" in refusal(capsys, tmp_path / "folder", tmp_path / "new")
+    torch.save({"conv_in.bias": torch.ones(32)}, weights.with_suffix(".bin"))
+    assert "does not hold this UNet" in refusal(capsys, tmp_path / "folder", tmp_path / "new")
+    torch.save({"conv_in.bias": Bomb(tmp_path / "boom")}, weights.with_suffix(".bin"))
+    assert "holds more than tensors" in refusal(capsys, tmp_path / "folder", tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_destination_that_exists_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -482,12 +525,30 @@ def test_a_recipe_without_counterpart_is_refused(
     assert said in sentence
 
 
+def test_channels_for_a_learned_variance_need_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(ddpm_torch_weights(out_channels=6), tmp_path / "a.pt")
+    assert "6 output channels for 3" in refusal(capsys, tmp_path / "a.pt", tmp_path / "folder", "--sample_size", 16)
+    learned = {**RECIPE, "diffusion": {**RECIPE["diffusion"], "model_var_type": "learned"}}
+    run(tmp_path / "a.pt", tmp_path / "folder", "--recipe", recipe_file(tmp_path / "a.json", learned))
+    pipe = DDPMCustomPipeline.from_pretrained(tmp_path / "folder")
+    assert pipe.scheduler.config.variance_type == "learned"
+    assert pipe(seeds=[0], num_inference_steps=2, output_type="pt").images.isfinite().all()
+
+
+def test_names_that_would_collide_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_folder(tmp_path / "folder", sample_size=(8, 16))
+    arguments = (tmp_path / "folder", tmp_path / "a.json", "--to", "ddpm-torch")
+    assert "is the name of a recipe" in refusal(capsys, *arguments)
+    arguments = (tmp_path / "folder", tmp_path / "a.ckpt", "--to", "ermongroup-ddim")
+    assert "has sample_size=" in refusal(capsys, *arguments)
+
+
 def test_the_recipe_of_another_network_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ddpm_torch_file(tmp_path / "a.pt")
     other = {**RECIPE, "model": {**RECIPE["model"], "apply_attn": [False, False, True]}}
     path = recipe_file(tmp_path / "other.json", other)
     sentence = refusal(capsys, tmp_path / "a.pt", tmp_path / "folder", "--recipe", path)
-    assert sentence.startswith(f"the recipe {path} is of another network: its down_block_types")
+    assert f"the recipe {path} is of another network: its down_block_types" in sentence
 
 
 def test_the_documented_table_is_the_one_that_is_used() -> None:

@@ -49,6 +49,10 @@ class ConvertConfig:
             raise ValueError(f"{given[0]} is for a checkpoint's file, and {self.source} says it by itself")
         if self.is_recipe and self.destination.suffix not in (".yaml", ".yml"):
             raise ValueError(f"a recipe becomes a .yaml, and the destination is {self.destination}")
+        if self.to != "diffusers" and self.destination.suffix in (".json", ".yml", ".yaml"):
+            raise ValueError(
+                f"{self.destination} is the name of a recipe; give that of a checkpoint, such as .pt or .ckpt"
+            )
 
     @property
     def is_recipe(self) -> bool:
@@ -62,6 +66,7 @@ def main() -> None:
         ConvertConfig, sys.argv[1:], "Convert a checkpoint or recipe of another project.", is_positional=True
     )
     diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()  # what it would say of missing weights is in the refusal
     try:
         print(convert(config))
     except (ValueError, OSError) as error:
