@@ -113,8 +113,8 @@ def unpickle(path: Path) -> Any:
     """
     if TENSORFLOW_FILE.search(path.name) or path.with_name(f"{path.name}.index").exists():
         raise ValueError(
-            f"{path} is a checkpoint of TensorFlow, which only TensorFlow reads; pytorch_diffusion publishes Ho et "
-            "al.'s models as .ckpt files that this command takes"
+            f"{path} is a checkpoint of TensorFlow, which is not read here; pytorch_diffusion publishes Ho et al.'s "
+            "models as .ckpt files, which are"
         )
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give a checkpoint's file or a model's folder")

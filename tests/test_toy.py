@@ -125,6 +125,6 @@ def test_wrong_settings_end_with_one_sentence(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
-def test_every_data_set_is_learned_to_within_twice_the_floor(tmp_path: Path, name: str) -> None:
+def test_every_data_set_is_learned_to_within_three_times_the_floor(tmp_path: Path, name: str) -> None:
     distance, floor = toy.run(ToyConfig(data=name, output=tmp_path, quiet=True))
-    assert distance < 2 * floor
+    assert distance < 3 * floor
