@@ -27,7 +27,6 @@ class Layout:
         stem: our modules outside of levels -> theirs.
         resnet: parts of a residual block, ours -> theirs.
         attention: parts of an attention block, ours -> theirs.
-        has_joined_projections: query, key and value are one convolution.
         levels: where the blocks of level i are, j being the place within it: `down`, `up` (i counts from the finest
             level in both), `downsample`, `upsample`; and for a level with attention `down_resnet`, `down_attention`,
             `up_resnet`, `up_attention`.
@@ -40,7 +39,6 @@ class Layout:
     stem: Mapping[str, str]
     resnet: Mapping[str, str]
     attention: Mapping[str, str]
-    has_joined_projections: bool
     levels: Mapping[str, str]
     norm_eps: tuple[float, ...]
     has_free_time_embedding: bool
@@ -72,7 +70,6 @@ DDPM_TORCH: Final = Layout(
         "conv_shortcut": "skip",
     },
     attention={"group_norm": "norm", "to_qkv": "project_in", "to_out.0": "project_out"},
-    has_joined_projections=True,
     levels={
         "down": "downsamples.level_{i}.{j}",
         "down_resnet": "downsamples.level_{i}.{j}.0",
@@ -109,7 +106,6 @@ ERMONGROUP_DDIM: Final = Layout(
         "conv_shortcut": "nin_shortcut",
     },
     attention={"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
-    has_joined_projections=False,
     levels={
         "down": "down.{i}.block.{j}",
         "down_resnet": "down.{i}.block.{j}",
