@@ -18,7 +18,7 @@ from ddpm_hf.noise_schedules import make_betas
 
 Section = dict[str, Any]
 
-BETA_SCHEDULES: Final = {
+DDPM_TORCH_SCHEDULES: Final = {
     "linear": "linear",
     "quad": "scaled_linear",
     "const": "const",
@@ -26,8 +26,15 @@ BETA_SCHEDULES: Final = {
     "warmup50": "warmup50",
     "jsd": "jsd",
 }
-"""Names of Ho et al.'s code, which both projects keep -> ours."""
+"""Its names of noise schedules, which are those of Ho et al.'s code -> ours."""
 
+ERMONGROUP_SCHEDULES: Final = {
+    "linear": "linear",
+    "quad": "scaled_linear",
+    "const": "const",
+    "jsd": "jsd",
+    "sigmoid": "sigmoid",
+}
 PREDICTION_TYPES: Final = {"eps": "epsilon", "x_0": "sample", "mean": "posterior_mean"}
 VARIANCE_TYPES: Final = {"fixed-small": "fixed_small", "fixed-large": "fixed_large", "learned": "learned"}
 
@@ -112,7 +119,7 @@ def _ddpm_torch(content: Section, stem: str) -> ForeignRecipe:
         "num_train_timesteps": process["timesteps"],
         "beta_start": process["beta_start"],
         "beta_end": process["beta_end"],
-        "beta_schedule": _choose("beta_schedule", process["beta_schedule"], BETA_SCHEDULES),
+        "beta_schedule": _choose("beta_schedule", process["beta_schedule"], DDPM_TORCH_SCHEDULES),
         "prediction_type": _choose("model_mean_type", process["model_mean_type"], PREDICTION_TYPES),
         "variance_type": _choose("model_var_type", process["model_var_type"], VARIANCE_TYPES),
     }
@@ -174,9 +181,7 @@ def _ermongroup(content: Section) -> ForeignRecipe:
             "num_train_timesteps": process["num_diffusion_timesteps"],
             "beta_start": process["beta_start"],
             "beta_end": process["beta_end"],
-            "beta_schedule": _choose(
-                "beta_schedule", process["beta_schedule"], {**BETA_SCHEDULES, "sigmoid": "sigmoid"}
-            ),
+            "beta_schedule": _choose("beta_schedule", process["beta_schedule"], ERMONGROUP_SCHEDULES),
             "variance_type": _choose("model.var_type", network["var_type"], variances),
         },
     )
@@ -235,7 +240,7 @@ def ddpm_torch_recipe(unet: Any, scheduler: Any) -> str:
     Raises:
         ValueError: it has no such process.
     """
-    process = _process(scheduler)
+    process = _process(scheduler, DDPM_TORCH_SCHEDULES)
     prediction = {ours: theirs for theirs, ours in PREDICTION_TYPES.items()}
     variance = {ours: theirs for theirs, ours in VARIANCE_TYPES.items()}
     recipe = {
@@ -265,7 +270,7 @@ def ermongroup_recipe(unet: Any, scheduler: Any) -> str:
     Raises:
         ValueError: it has no such process.
     """
-    process = _process(scheduler)
+    process = _process(scheduler, ERMONGROUP_SCHEDULES)
     _choose("prediction_type", scheduler.prediction_type, {"epsilon": "epsilon"})
     variance = _choose(
         "variance_type", _variance_type(scheduler), {"fixed_small": "fixedsmall", "fixed_large": "fixedlarge"}
@@ -302,10 +307,9 @@ def _levels(channels: list[int], attention: list[bool]) -> Section:
     }
 
 
-def _process(scheduler: Any) -> Section:
+def _process(scheduler: Any, schedules: Mapping[str, str]) -> Section:
     """The forward process of a scheduler's config in the names of Ho et al.'s code."""
-    schedules = {ours: theirs for theirs, ours in BETA_SCHEDULES.items()}
-    name = _choose("beta_schedule", scheduler.beta_schedule, schedules)
+    name = _choose("beta_schedule", scheduler.beta_schedule, {ours: theirs for theirs, ours in schedules.items()})
     parts = (scheduler.num_train_timesteps, scheduler.beta_start, scheduler.beta_end)
     if scheduler.trained_betas is not None:
         betas = torch.tensor(scheduler.trained_betas, dtype=torch.float64)

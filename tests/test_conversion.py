@@ -525,6 +525,19 @@ def test_a_recipe_without_counterpart_is_refused(
     assert said in sentence
 
 
+@pytest.mark.parametrize("name", ["linear", "quad", "const", "jsd", "sigmoid", "warmup10"])
+def test_noise_schedules_go_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    torch.save(ermongroup_weights(), tmp_path / "a.ckpt")
+    recipe = {**YML, "diffusion": {**YML["diffusion"], "beta_schedule": name}}
+    arguments = (tmp_path / "a.ckpt", tmp_path / "folder", "--recipe", recipe_file(tmp_path / "a.yml", recipe))
+    if name == "warmup10":
+        assert "beta_schedule='warmup10'" in refusal(capsys, *arguments)
+        return
+    run(*arguments)
+    run(tmp_path / "folder", tmp_path / "back.ckpt", "--to", "ermongroup-ddim")
+    assert yaml.safe_load((tmp_path / "back.yml").read_text())["diffusion"] == recipe["diffusion"]
+
+
 def test_channels_for_a_learned_variance_need_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(ddpm_torch_weights(out_channels=6), tmp_path / "a.pt")
     assert "6 output channels for 3" in refusal(capsys, tmp_path / "a.pt", tmp_path / "folder", "--sample_size", 16)
