@@ -75,14 +75,22 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
     return config
 
 
-def parse_settings(kind: type[Settings], argv: Sequence[str], description: str) -> Settings:
+def parse_settings(
+    kind: type[Settings], argv: Sequence[str], description: str, is_positional: bool = False
+) -> Settings:
     """The settings of a command without recipes: the fields of a dataclass, explained by its docstring.
+
+    Args:
+        kind: The dataclass.
+        argv: The arguments without the program's name.
+        description: For ``--help``.
+        is_positional: The fields without a default are given in their order, without their names.
 
     A switch may stand without its value, and the values of a list one after the other (``--metrics fid kid``). Wrong
     settings end the program with one sentence and status 2; ``--help`` ends it with 0.
     """
     parser = _Parser(description=description, allow_abbrev=False)
-    parser.add_class_arguments(kind)
+    parser.add_class_arguments(kind, as_positional=is_positional)
     options = [*(field.name for field in fields(kind)), "help"]  # type: ignore[arg-type]
     _refuse_unknown(_keys_of_command_line(argv), options, "the command line")
     types = get_type_hints(kind)

@@ -56,17 +56,20 @@ def check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{folder} holds results of other settings ({changes}); give another --output")
 
 
-def write_manifest(folder: Path, settings: dict[str, Any], environment: dict[str, Any], **more: Any) -> None:
+def write_manifest(
+    folder: Path, settings: dict[str, Any], environment: dict[str, Any], file: str = FILE, **more: Any
+) -> None:
     """Write it.
 
     Args:
         folder: Made if it is not there.
         settings: Those that decide what the results are.
         environment: Machine, versions, processes.
+        file: Its name.
         more: Other entries.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FILE, {"settings": settings, "environment": environment, **more})
+    write_json(folder / file, {"settings": settings, "environment": environment, **more})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
