@@ -40,15 +40,10 @@ ALLOWED: dict[str, set[str]] = {
     "manifest": set(),
     "results": {"images", "metrics"},
     "sample_files": {"images"},
-    "checkpoint_layouts": {"unet"},
-    "foreign_recipes": {"checkpoint_layouts", "noise_schedules"},
-    "pickled_checkpoints": {"checkpoint_layouts"},
-    "conversion": {
-        *("checkpoint_layouts", "foreign_recipes", "manifest", "pickled_checkpoints", "pipeline", "schedulers", "unet")
-    },
+    "bridges": {"manifest", "noise_schedules", "pipeline", "schedulers", "unet"},
     "cli": {
-        *("checkpoint_layouts", "command_line", "config", "conversion", "data", "foreign_recipes", "images", "launch"),
-        *("manifest", "metrics", "pipeline", "results", "sample_files", "sampling", "schedulers"),
+        *("bridges", "command_line", "config", "data", "images", "launch", "manifest", "metrics", "pipeline"),
+        *("results", "sample_files", "sampling", "schedulers"),
     },
     "toy": {"command_line", "diffusion", "losses", "noise_schedules", "schedulers", "toy_pictures"},
     "toy_pictures": set(),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
-from ddpm_hf.checkpoint_layouts import LAYOUTS
+from ddpm_hf.bridges.layouts import LAYOUTS
 from ddpm_hf.cli import convert
 from ddpm_hf.command_line import parse_config
 from tests.peers import ddpm_torch_forward, ddpm_torch_weights, ermongroup_forward, ermongroup_weights

@@ -14,10 +14,17 @@ from typing import Literal
 
 import diffusers
 
-from ddpm_hf.checkpoint_layouts import LAYOUTS
+from ddpm_hf.bridges.conversion import (
+    Checkpoint,
+    read_checkpoint,
+    read_folder,
+    refuse_existing,
+    write_checkpoint,
+    write_folder,
+)
+from ddpm_hf.bridges.layouts import LAYOUTS
+from ddpm_hf.bridges.recipes import to_training_recipe
 from ddpm_hf.command_line import fail, parse_settings
-from ddpm_hf.conversion import Checkpoint, read_checkpoint, read_folder, refuse_existing, write_checkpoint, write_folder
-from ddpm_hf.foreign_recipes import to_training_recipe
 
 
 @dataclass(frozen=True)

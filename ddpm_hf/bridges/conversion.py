@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from ddpm_hf.checkpoint_layouts import (
+from ddpm_hf.bridges.layouts import (
     Layout,
     Weights,
     check_expressible,
@@ -23,9 +23,9 @@ from ddpm_hf.checkpoint_layouts import (
     unet_config,
     unet_without_memory,
 )
-from ddpm_hf.foreign_recipes import ddpm_torch_recipe, ermongroup_recipe, read_recipe
+from ddpm_hf.bridges.pickles import TrainedWeights, as_saved, read_trained_weights, tensors_of, unpickle
+from ddpm_hf.bridges.recipes import ddpm_torch_recipe, ermongroup_recipe, read_recipe
 from ddpm_hf.manifest import read_manifest, weights_hash, write_manifest
-from ddpm_hf.pickled_checkpoints import TrainedWeights, as_saved, read_trained_weights, tensors_of, unpickle
 from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.unet import UNet2DModel

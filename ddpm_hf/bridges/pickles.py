@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_hf.checkpoint_layouts import DDPM_TORCH, Layout, Weights
+from ddpm_hf.bridges.layouts import DDPM_TORCH, Layout, Weights
 
 TENSORFLOW_FILE: Final = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 import yaml
 
-from ddpm_hf.checkpoint_layouts import DDPM_TORCH, LIKE_HO
+from ddpm_hf.bridges.layouts import DDPM_TORCH, LIKE_HO
 from ddpm_hf.noise_schedules import make_betas
 
 Section = dict[str, Any]

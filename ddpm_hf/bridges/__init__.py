@@ -1,0 +1,1 @@
+"""Other projects' checkpoints and recipes in the terms of this one, and back."""
