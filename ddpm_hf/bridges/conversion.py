@@ -70,7 +70,7 @@ def read_checkpoint(
 
     Args:
         path: Of the file.
-        recipe_path: The settings that it was trained with, `foreign_recipes.read_recipe`.
+        recipe_path: The settings that it was trained with, `recipes.read_recipe`.
         sample_size: Side of its images, where no recipe says it.
         norm_eps: Of the group norms, where it is not that of the project's newest code.
 
