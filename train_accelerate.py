@@ -73,17 +73,8 @@ def train(run: Run) -> None:
                 x_t = diffusion.q_sample(batch.x_0, batch.t, batch.noise)
                 # prepare() has put autocast round the network and only there: noise, target and loss stay float32.
                 output = model(x_t, batch.t, batch.labels).sample
-                loss = training_loss(
-                    diffusion,
-                    output,
-                    batch.x_0,
-                    batch.noise,
-                    batch.t,
-                    prediction_type=run.scheduler.config.prediction_type,
-                    weighting=training.loss_weighting,
-                    min_snr_gamma=training.min_snr_gamma,
-                )
-                accelerator.backward(loss.mean())
+                loss = training_loss(diffusion, output, batch.x_0, batch.noise, batch.t, **run.objective)
+                accelerator.backward((batch.weights * loss).mean())
             losses.append(loss.detach())
 
         # The one place where the host waits for the device: a step with a gradient that is not finite is not taken.
@@ -92,11 +83,14 @@ def train(run: Run) -> None:
         if taken or state.scaler:  # a scaler skips the step by itself, and lowers its scale
             state.optimizer.step()
         state.optimizer.zero_grad()
+        all_losses, all_t = torch.cat(losses), torch.cat([batch.t for batch in micro_batches])
         if taken:
             state.ema.update()
+            run.batches.learn(all_t, all_losses)
 
         state.count_step(taken)
-        run.log.add(torch.cat(losses), torch.cat([batch.t for batch in micro_batches]), grad_norm if taken else None)
+        weights = torch.cat([batch.weights for batch in micro_batches])
+        run.log.add(all_losses, all_t, grad_norm if taken else None, weights)
     model.eval()
 
 

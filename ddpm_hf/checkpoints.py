@@ -4,6 +4,7 @@ checkpoints/step-500/
     model_index.json, scheduler/, unet/     the pipeline of the averaged weights; further averages as variants
     training/weights.safetensors            the weights themselves
     training/optimizer.safetensors          its moments, as "parameter/name"
+    training/timesteps.safetensors          what the choice of timesteps has learnt, where it learns
     training/state.json                     the step, the rest of the state, and the size of every file here
 """
 
@@ -26,9 +27,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ddpm_hf.ema import EMA
 from ddpm_hf.pipeline import DDPMCustomPipeline
+from ddpm_hf.timestep_sampling import TimestepSampler
 from ddpm_hf.unet import UNet2DModel
 
 STATE = Path("training", "state.json")
+TIMESTEPS = Path("training", "timesteps.safetensors")
 
 
 @dataclass
@@ -39,6 +42,7 @@ class TrainingState:
         unet: The network; its parameters may be sharded (``fully_shard``).
         optimizer: Of its parameters.
         ema: Their averages.
+        timesteps: How timesteps are drawn.
         scaler: Of the loss, in float16 only.
         step: Steps done.
         skipped: Steps skipped so far, because the gradient was not finite.
@@ -49,6 +53,7 @@ class TrainingState:
     unet: UNet2DModel
     optimizer: Any
     ema: EMA
+    timesteps: TimestepSampler
     scaler: Any = None
     step: int = 0
     skipped: int = 0
@@ -173,6 +178,8 @@ class Checkpoints:
             save_pipeline(partial, state.unet, averages, sampler)
             save_file(weights, partial / "training" / "weights.safetensors")
             save_file(moments, partial / "training" / "optimizer.safetensors")
+            if state.timesteps.learns:
+                save_file(state.timesteps.state_dict(), partial / TIMESTEPS)
             files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in _files(partial)}
             content = {**state.numbers(), "record": record, "files": files}
             (partial / STATE).write_text(json.dumps(content, indent=2) + "\n")
@@ -238,6 +245,7 @@ def restore(path: Path, state: TrainingState) -> None:
         numbers = json.loads((path / STATE).read_text())
         weights = load_file(path / "training" / "weights.safetensors")
         moments = load_file(path / "training" / "optimizer.safetensors")
+        timesteps = load_file(path / TIMESTEPS) if state.timesteps.learns else {}
         averages = {
             decay: dict(UNet2DModel.from_pretrained(path, subfolder="unet", variant=variant).named_parameters())
             for decay, variant in zip(decays, (None, *map(_variant, decays[1:])), strict=True)
@@ -260,6 +268,7 @@ def restore(path: Path, state: TrainingState) -> None:
         state.optimizer.state[parameter][key.rpartition("/")[2]] = target
     if state.scaler and numbers["scaler"]:
         state.scaler.load_state_dict(numbers["scaler"])
+    state.timesteps.load_state_dict(timesteps)
     state.ema.num_updates = numbers["ema_updates"]
     state.step, state.best = numbers["step"], numbers["best"]
     state.skipped, state.skipped_in_a_row = numbers["skipped"], numbers["skipped_in_a_row"]

@@ -71,8 +71,17 @@ class TrainingConfig:
         max_skipped_steps: Steps in a row that may be skipped for a loss or gradient that is not finite.
         ema_decay: Decay of the average of the weights, reached by min(decay, (1 + n) / (10 + n)). Of several, the first
             is the one that sampling uses; the others are saved beside it.
-        loss_weighting: none (every timestep counts alike) or min_snr (Hang et al., 2023).
+        loss: simple (squared error), kl (the variational bound in bits/dim), or hybrid (simple, and the bound for a
+            learned variance).
+        vlb_weight: What the bound counts in hybrid.
+        loss_weighting: Of the squared error: none (every timestep counts alike), min_snr (Hang et al., 2023) or p2
+            (Choi et al., 2022).
         min_snr_gamma: The gamma of min_snr.
+        p2_gamma: The gamma of p2.
+        timestep_sampling: uniform; stratified (spread evenly over the batch); or importance (in proportion to the last
+            losses at each timestep, which then count less).
+        label_dropout: Probability with which an image is trained without its class, for classifier-free guidance; the
+            last of model.num_class_embeds then stands for "no class".
         log_every: Steps between two lines of metrics.jsonl.
         trackers: Where metrics and sample grids go besides metrics.jsonl.
         checkpoint_every: Steps between two checkpoints; null keeps only the last step's.
@@ -96,8 +105,13 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     max_skipped_steps: int = 20
     ema_decay: float | list[float] = 0.9999
-    loss_weighting: Literal["none", "min_snr"] = "none"
+    loss: Literal["simple", "kl", "hybrid"] = "simple"
+    vlb_weight: float = 0.001
+    loss_weighting: Literal["none", "min_snr", "p2"] = "none"
     min_snr_gamma: float = 5.0
+    p2_gamma: float = 1.0
+    timestep_sampling: Literal["uniform", "stratified", "importance"] = "uniform"
+    label_dropout: float = 0.0
     log_every: int = 50
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
     checkpoint_every: int | None = 5000
@@ -114,10 +128,11 @@ class TrainingConfig:
         for name in ("checkpoint_every", "sample_every"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"training.{name}", value, "at least 1, or null")
-        for name in ("learning_rate", "max_grad_norm", "min_snr_gamma"):
+        for name in ("learning_rate", "max_grad_norm", "min_snr_gamma", "p2_gamma", "vlb_weight"):
             _check(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "above 0")
         for name in ("warmup_steps", "weight_decay", "max_skipped_steps"):
             _check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
+        _check(0 <= self.label_dropout < 1, "training.label_dropout", self.label_dropout, "at least 0 and below 1")
         decays = self.ema_decays
         _check(len(decays) > 0, "training.ema_decay", self.ema_decay, "a number or several")
         _check(len(set(decays)) == len(decays), "training.ema_decay", self.ema_decay, "different numbers")

@@ -41,26 +41,28 @@ class MetricsLog:
         self._accelerator = accelerator
         self._images_per_step = images_per_step
         self._num_train_timesteps = num_train_timesteps
-        self._rows: list[Tensor] = []  # of this process: sums of losses and numbers of images in each quarter of T
+        self._rows: list[Tensor] = []  # of this process: sums of losses and of weights in each quarter of T
         self._steps: list[list[float]] = pending or []  # of all: the same, and the norm of the gradient or -1
         self._norms: list[float] = []
         self._since, self._timed_steps, self._waited = time.perf_counter(), 0, 0.0
         if accelerator.is_main_process:
             _truncate(path, after)
 
-    def add(self, losses: Tensor, t: Tensor, grad_norm: float | None) -> None:
+    def add(self, losses: Tensor, t: Tensor, grad_norm: float | None, weights: Tensor | None = None) -> None:
         """Remember a step.
 
         Args:
             losses: Of this process's images, ``(b,)``.
             t: Their timesteps.
             grad_norm: The norm of the gradient before it was clipped; None if the step was skipped.
+            weights: What each loss counts in the means; None for all alike.
         """
+        weights = torch.ones_like(losses, dtype=torch.float32) if weights is None else weights
         row = torch.zeros(2, QUARTERS, device=losses.device)
         if grad_norm is not None:
             quarter = t * QUARTERS // self._num_train_timesteps
-            row[0].index_add_(0, quarter, losses.detach().float())
-            row[1].index_add_(0, quarter, torch.ones_like(losses, dtype=torch.float32))
+            row[0].index_add_(0, quarter, weights * losses.detach().float())
+            row[1].index_add_(0, quarter, weights)
         self._rows.append(row)
         self._norms.append(-1.0 if grad_norm is None else grad_norm)
         self._timed_steps += 1

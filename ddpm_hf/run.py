@@ -34,7 +34,8 @@ from ddpm_hf.launch import StopSignal, differences_from_launcher, environment
 from ddpm_hf.manifest import write_json
 from ddpm_hf.metrics_log import MetricsLog, read_log
 from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
-from ddpm_hf.training import check_fit, learning_rate, make_optimizer, prepare_network
+from ddpm_hf.timestep_sampling import timestep_sampler
+from ddpm_hf.training import check_fit, learning_rate, make_optimizer, objective_of, prepare_network
 from ddpm_hf.unet import UNet2DModel
 
 # With another of these a run agrees with the unbroken one to rounding, and not to the bit.
@@ -76,15 +77,23 @@ class Run:
             self.scheduler.config, timestep_spacing=config.evaluation.timestep_spacing
         )
         self.sampler.set_timesteps(config.evaluation.num_inference_steps, accelerator.device)
+        # diffusers' DDIM fails on a network that learned its variance; its DDPM draws with it.
+        is_learned = self.scheduler.config.variance_type.startswith("learned")
+        self.saved_scheduler = DDPMScheduler.from_config(self.sampler.config) if is_learned else self.sampler
         check_fit(self.data, unet, self.scheduler, training)
+        self.objective = objective_of(self.scheduler, training)
+        timesteps = timestep_sampler(training.timestep_sampling, len(self.scheduler), training.batch_size)
+        classes = unet.config.num_class_embeds
         self.batches = Batches(
             self.data,
             training.batch_size,
-            len(self.scheduler),
+            timesteps,
             config.seed,
             config.data.random_flip,
-            unet.config.num_class_embeds is not None,
+            classes is not None,
             accelerator,
+            training.label_dropout,
+            no_class=(classes or 0) - 1,
         )
         self.evaluation = Evaluation(config, self.data, self.sampler, accelerator, self.show_progress)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", training.checkpoints_total_limit, accelerator)
@@ -94,7 +103,8 @@ class Run:
 
         prepare_network(unet, training)
         self.model, optimizer = accelerator.prepare(unet, make_optimizer(unet.parameters(), training))
-        self.state = TrainingState(unet, optimizer, EMA(unet.parameters(), training.ema_decays), accelerator.scaler)
+        ema = EMA(unet.parameters(), training.ema_decays)
+        self.state = TrainingState(unet, optimizer, ema, timesteps, accelerator.scaler)
         if self.resumed:
             restore(self.resumed, self.state)
 
@@ -207,7 +217,7 @@ class Run:
                 "history": self.history,
                 "seconds": self.seconds,
             }
-            self.checkpoints.save(self.state, self.sampler, record)
+            self.checkpoints.save(self.state, self.saved_scheduler, record)
 
     def _draw_grid(self) -> None:
         with self._timed("sampling"), self.state.ema.averaged_weights():
@@ -243,7 +253,7 @@ class Run:
         averages = averages_of(self.state)
         if self.accelerator.is_main_process:
             best, partial = self.folder / "best", self.folder / ".best.partial"
-            save_pipeline(partial, self.state.unet, averages, self.sampler)
+            save_pipeline(partial, self.state.unet, averages, self.saved_scheduler)
             write_json(partial / "metrics.json", values)
             replace_folder(partial, best)
 
@@ -252,7 +262,7 @@ class Run:
         averages = averages_of(self.state)
         if not self.accelerator.is_main_process:
             return
-        save_pipeline(self.folder, self.state.unet, averages, self.sampler)
+        save_pipeline(self.folder, self.state.unet, averages, self.saved_scheduler)
         save_png(self.evaluation.grid(images), self.folder / "samples" / "grid.png")
         results = {
             "scores": scores,

@@ -21,11 +21,13 @@ def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, tr
         ValueError: with the setting to change.
     """
     channels, height, width = data.shape
-    config = unet.config
-    if (config.in_channels, config.out_channels) != (channels, channels):
+    config, variance_type = unet.config, scheduler.config.variance_type
+    out_channels = 2 * channels if variance_type.startswith("learned") else channels
+    if (config.in_channels, config.out_channels) != (channels, out_channels):
+        twice = f", twice as many out for diffusion.variance_type {variance_type}" if out_channels > channels else ""
         raise ValueError(
             f"the images of {data.name!r} have {channels} channels and the network {config.in_channels} in and "
-            f"{config.out_channels} out; give --model.in_channels {channels} --model.out_channels {channels}"
+            f"{config.out_channels} out; give --model.in_channels {channels} --model.out_channels {out_channels}{twice}"
         )
     size = config.sample_size
     if (size if isinstance(size, tuple | list) else (size, size)) not in ((height, width), [height, width]):
@@ -42,18 +44,38 @@ def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, tr
                 f"{data.name!r} has labels up to {data.num_classes - 1} and model.num_class_embeds is "
                 f"{config.num_class_embeds}; make it {data.num_classes} or more"
             )
-    if scheduler.config.variance_type.startswith("learned"):
+    if training.label_dropout > 0:
+        needed = (data.num_classes or 0) + 1
+        if config.num_class_embeds is None or config.num_class_embeds < needed:
+            raise ValueError(
+                f"training.label_dropout is {training.label_dropout} and needs model.num_class_embeds of {needed} or "
+                f'more, the last for "no class"; it is {config.num_class_embeds}'
+            )
+    diffusion = scheduler.diffusion
+    if scheduler.config.prediction_type == "epsilon" and diffusion.alpha_bar(len(scheduler) - 1) == 0:
         raise ValueError(
-            f"diffusion.variance_type is {scheduler.config.variance_type!r}, which this training does not learn; "
-            "use fixed_small or fixed_large"
+            "diffusion.prediction_type is 'epsilon', which says nothing about the image at the last timestep, where "
+            "this noise schedule leaves nothing of it; use v_prediction or sample"
         )
     # The objective and the network each know best what they cannot do, so both are asked; on meta that costs nothing.
-    image = torch.zeros(1, channels, height, width)
-    prediction_type, weighting = scheduler.config.prediction_type, training.loss_weighting
-    training_loss(scheduler.diffusion, image, image, image, torch.tensor([0]), prediction_type, weighting)
+    image, output = torch.zeros(1, channels, height, width), torch.zeros(1, out_channels, height, width)
+    training_loss(diffusion, output, image, image, torch.tensor([0]), **objective_of(scheduler, training))
     with torch.device("meta"):
         label = None if config.num_class_embeds is None else torch.zeros(1, dtype=torch.int64)
         UNet2DModel.from_config(config)(torch.zeros(1, channels, height, width), torch.zeros(1), label)
+
+
+def objective_of(scheduler: DDPMScheduler, training: TrainingConfig) -> dict[str, Any]:
+    """The settings of :func:`~ddpm_hf.losses.training_loss`."""
+    return {
+        "prediction_type": scheduler.config.prediction_type,
+        "variance_type": scheduler.config.variance_type,
+        "loss": training.loss,
+        "vlb_weight": training.vlb_weight,
+        "weighting": training.loss_weighting,
+        "min_snr_gamma": training.min_snr_gamma,
+        "p2_gamma": training.p2_gamma,
+    }
 
 
 def prepare_network(unet: UNet2DModel, training: TrainingConfig) -> None:

@@ -9,8 +9,10 @@ import torch
 from ddpm_hf.batches import Batch, Batches, draw_randomness
 from ddpm_hf.data import ImageData
 from ddpm_hf.images import to_uint8
+from ddpm_hf.timestep_sampling import TimestepSampler
 
 T = 1000
+FIELDS = ("x_0", "t", "noise", "labels", "weights")
 
 
 @pytest.fixture
@@ -32,11 +34,13 @@ def one_of(processes: int, index: int = 0, accumulation: int = 1) -> Any:
 def whole_batch(data: ImageData, step: int, processes: int, accumulation: int, random_flip: bool = False) -> Batch:
     """The global batch put together from the parts of all processes, in order."""
     parts = [
-        Batches(data, 48, T, 7, random_flip, True, one_of(processes, process, accumulation)).micro_batch(step, index)
+        Batches(
+            data, 48, TimestepSampler(T), 7, random_flip, True, one_of(processes, process, accumulation)
+        ).micro_batch(step, index)
         for process in range(processes)
         for index in range(accumulation)
     ]
-    return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in ("x_0", "t", "noise", "labels")))
+    return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in FIELDS))
 
 
 @pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 4), (3, 2), (8, 6)])
@@ -46,7 +50,7 @@ def test_the_global_batch_is_bitwise_the_same_however_it_is_cut(
     for step in (0, 3):
         whole = whole_batch(data, step, 1, 1, random_flip=True)
         cut = whole_batch(data, step, processes, accumulation, random_flip=True)
-        for name in ("x_0", "t", "noise", "labels"):
+        for name in FIELDS:
             assert torch.equal(getattr(cut, name), getattr(whole, name)), name
 
 
@@ -74,7 +78,7 @@ def test_flips_mirror_about_half_of_the_images_left_to_right(data: ImageData) ->
 
 def test_randomness_has_the_right_laws() -> None:
     n = 6400
-    t, flip, noise = draw_randomness(seed=0, step=0, start=0, stop=n, shape=(2, 4, 4), num_train_timesteps=10)
+    t, flip, noise = draw_randomness(seed=0, step=0, start=0, stop=n, shape=(2, 4, 4), timesteps=TimestepSampler(10))
     counts = torch.bincount(t, minlength=10)
     assert len(counts) == 10
     assert ((counts - n / 10) ** 2 / (n / 10)).sum() < 30  # chi squared of 9 degrees: above 30 once in 2,000 draws
@@ -87,14 +91,14 @@ def test_randomness_has_the_right_laws() -> None:
 
 def test_an_uneven_cut_names_the_sizes_that_work(data: ImageData) -> None:
     with pytest.raises(ValueError, match=r"is 10, .* into 2 processes x 2 accumulation steps; use 8 or 12"):
-        Batches(data, 10, T, 0, False, False, one_of(2, accumulation=2))
+        Batches(data, 10, TimestepSampler(T), 0, False, False, one_of(2, accumulation=2))
     with pytest.raises(ValueError, match=r"use 4$"):
-        Batches(data, 3, T, 0, False, False, one_of(4))
+        Batches(data, 3, TimestepSampler(T), 0, False, False, one_of(4))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_steps_come_in_order_made_ahead_or_not(data: ImageData, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    batches = Batches(data, 8, T, 0, False, False, one_of(1, accumulation=2))
+    batches = Batches(data, 8, TimestepSampler(T), 0, False, False, one_of(1, accumulation=2))
     made: list[int] = []
 
     def note(step: int) -> list[Batch]:
@@ -115,7 +119,7 @@ def test_steps_come_in_order_made_ahead_or_not(data: ImageData, monkeypatch: pyt
 def test_what_goes_wrong_in_the_making_of_a_batch_is_raised_to_its_reader(
     data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = Batches(data, 8, T, 0, False, False, one_of(1))
+    batches = Batches(data, 8, TimestepSampler(T), 0, False, False, one_of(1))
     monkeypatch.setattr(batches, "_device", torch.device("meta"))
 
     def broken(step: int) -> list[Batch]:

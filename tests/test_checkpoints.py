@@ -13,6 +13,7 @@ from ddpm_hf import DDIMScheduler
 from ddpm_hf.checkpoints import Checkpoints, TrainingState, averages_of, restore, what_is_broken
 from ddpm_hf.ema import EMA
 from ddpm_hf.sampling import sample_images
+from ddpm_hf.timestep_sampling import TimestepSampler
 from ddpm_hf.unet import UNet2DModel
 from tests.runs import start_processes_of
 
@@ -28,7 +29,7 @@ def make_state(sharded: bool) -> TrainingState:
             fully_shard(block)
     # The bias of the keys has no gradient but rounding's, which a smaller eps would make into whole steps.
     optimizer = torch.optim.Adam(unet.parameters(), lr=1e-3, eps=1e-4, fused=True)
-    return TrainingState(unet, optimizer, EMA(unet.parameters(), [0.9, 0.5]))
+    return TrainingState(unet, optimizer, EMA(unet.parameters(), [0.9, 0.5]), TimestepSampler(10))
 
 
 def take_steps(state: TrainingState, stop: int, rank: int, processes: int) -> None:
@@ -142,6 +143,8 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         up_block_types=("UpBlock2D",) * 2,
         norm_num_groups=4,
     )
-    other = TrainingState(unet, torch.optim.Adam(unet.parameters()), EMA(unet.parameters(), [0.9, 0.5]))
+    other = TrainingState(
+        unet, torch.optim.Adam(unet.parameters()), EMA(unet.parameters(), [0.9, 0.5]), TimestepSampler(10)
+    )
     with pytest.raises(ValueError, match="is of another network than the one of these settings"):
         restore(path, other)

@@ -12,6 +12,7 @@ from ddpm_hf.batches import Batches
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageData
+from ddpm_hf.timestep_sampling import timestep_sampler
 from ddpm_hf.training import check_fit
 from ddpm_hf.unet import UNet2DModel
 
@@ -46,8 +47,9 @@ def test_a_recipe_builds_its_network_and_batches(path: Path) -> None:
     scheduler = DDPMScheduler(**config.diffusion)
     check_fit(data, unet, scheduler, config.training)
     for processes in (1, 2, 4, 8):
+        timesteps = timestep_sampler(config.training.timestep_sampling, len(scheduler), config.training.batch_size)
         batches = Batches(
-            data, config.training.batch_size, len(scheduler), 0, config.data.random_flip, False, one_of(processes)
+            data, config.training.batch_size, timesteps, 0, config.data.random_flip, False, one_of(processes)
         )
         batch = batches.micro_batch(0, 0)
         assert batch.x_0.shape == batch.noise.shape == (config.training.batch_size // processes, *shape)

@@ -45,6 +45,7 @@ def tiny_unet(**settings: Any) -> UNet2DModel:
 def test_what_goes_together_passes(data: ImageData) -> None:
     check_fit(data, tiny_unet(), DDPMScheduler(), TrainingConfig())
     check_fit(data, tiny_unet(num_class_embeds=50), DDPMScheduler(), TrainingConfig())
+    check_fit(data, tiny_unet(num_class_embeds=51), DDPMScheduler(), TrainingConfig(label_dropout=0.1))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,22 @@ def test_what_goes_together_passes(data: ImageData) -> None:
         ({"in_channels": 1}, {}, {}, "give --model.in_channels 3 --model.out_channels 3"),
         ({"sample_size": 4}, {}, {}, r"are 4 x 6 and model.sample_size is 4; give --model.sample_size \[4,6\]"),
         ({"num_class_embeds": 49}, {}, {}, "labels up to 49 and model.num_class_embeds is 49; make it 50 or more"),
-        ({}, {"variance_type": "learned_range"}, {}, "'learned_range', which this training does not learn"),
+        ({}, {"variance_type": "learned_range"}, {}, "--model.out_channels 6, twice as many out for .* learned_range"),
+        ({"out_channels": 6}, {}, {}, "3 in and 6 out; give --model.in_channels 3 --model.out_channels 3$"),
+        ({"out_channels": 6}, {"variance_type": "learned"}, {}, "'learned' learns nothing from loss='simple'"),
+        ({}, {}, {"loss": "hybrid"}, "loss='hybrid' adds nothing to 'simple' with variance_type='fixed_small'"),
+        ({}, {}, {"loss": "kl", "loss_weighting": "p2"}, "weighting='p2' does not go with loss='kl'"),
+        ({}, {"variance_type": "large"}, {}, "variance_type='large' is not known; use one of fixed_small"),
+        ({}, {"prediction_type": "posterior_mean"}, {"loss_weighting": "p2"}, "p2 weighting is defined for epsilon"),
+        (
+            {},
+            {"rescale_betas_zero_snr": True},
+            {},
+            "'epsilon', which says nothing about the image at the last timestep",
+        ),
+        ({}, {"beta_schedule": "jsd"}, {}, "'epsilon', which says nothing about the image at the last timestep"),
+        ({}, {}, {"label_dropout": 0.1}, "needs model.num_class_embeds of 51 or more, the last for .*; it is None"),
+        ({"num_class_embeds": 50}, {}, {"label_dropout": 0.1}, "needs model.num_class_embeds of 51 or more"),
         ({}, {"prediction_type": "score"}, {}, "score"),
         ({}, {"prediction_type": "posterior_mean"}, {"loss_weighting": "min_snr"}, "min_snr"),
     ],
