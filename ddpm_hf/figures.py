@@ -3,10 +3,13 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 
 def save_curve(path: Path, values: Mapping[int, float], name: str, floor: float | None = None) -> None:
-    """Draw values over training steps, under a temporary name that is then renamed.
+    """Draw values over training steps.
 
     Args:
         path: Of the PNG.
@@ -29,6 +32,32 @@ def save_curve(path: Path, values: Mapping[int, float], name: str, floor: float 
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(visible=True, which="both", alpha=0.3)
+    _write(figure, path)
+
+
+def save_bound(path: Path, terms: Tensor) -> None:
+    """Draw the terms of the variational bound over time, as in figure 2 of Nichol & Dhariwal 2021.
+
+    Args:
+        path: Of the PNG.
+        terms: ``(N, T + 1)`` in bits/dim, :attr:`~ddpm_hf.likelihood.BitsPerDim.terms`; their means are drawn.
+    """
+    from matplotlib.figure import Figure
+
+    mean = terms.mean(dim=0).tolist()
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(1, len(mean)), mean[:-1], label="term of t; the first is the decoder's")
+    axes.axhline(mean[-1], linestyle="--", color="grey", label=f"term of the prior: {mean[-1]:.3g}")
+    axes.set_title(f"{sum(mean):.4g} bits/dim in all")
+    axes.set(xlabel="t + 1", ylabel="bits/dim", xscale="log", yscale="log")
+    axes.legend()
+    axes.grid(visible=True, which="both", alpha=0.3)
+    _write(figure, path)
+
+
+def _write(figure: Any, path: Path) -> None:
+    """Under a temporary name that is then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     figure.savefig(temporary, format="png", dpi=120)

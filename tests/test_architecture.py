@@ -18,7 +18,6 @@ ALLOWED: dict[str, set[str]] = {
     "variational": {"diffusion"},
     "losses": {"diffusion", "variational"},
     "likelihood": {"data", "diffusion", "variational"},
-    "plots": set(),
     "timestep_sampling": set(),
     "schedulers": {"diffusion", "noise_schedules", "time_grids"},
     "unet": {"unet_blocks"},
