@@ -162,6 +162,7 @@ class EvaluationConfig:
         num_inference_steps: Steps of the sampler.
         timestep_spacing: How those steps lie on the training steps.
         eta: Noise of the sampler: 0 is DDIM, 1 is DDPM on the same steps.
+        guidance_scale: Classifier-free guidance, for training with label_dropout; 1 is none.
         batch_size: Images drawn at a time, per process.
         grid_images: How many of the first images the grids of samples show.
         every: Steps between two rounds of drawing and scoring during training; the weights of the lowest FID are kept
@@ -178,6 +179,7 @@ class EvaluationConfig:
     num_inference_steps: int = 50
     timestep_spacing: Literal["leading", "trailing", "linspace", "quadratic"] = "leading"
     eta: float = 0.0
+    guidance_scale: float = 1.0
     batch_size: int = 128
     grid_images: int = 64
     every: int | None = None
@@ -211,6 +213,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self.seed >= 0, "seed", self.seed, "at least 0")
+        has_guide = self.evaluation.guidance_scale == 1 or self.training.label_dropout > 0
+        expected = "1, or training.label_dropout above 0"
+        _check(has_guide, "evaluation.guidance_scale", self.evaluation.guidance_scale, expected)
         _check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
 
     def to_dict(self) -> dict[str, Any]:

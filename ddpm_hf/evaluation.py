@@ -49,7 +49,10 @@ class Evaluation:
         self._show_progress = show_progress
         self._num_classes = data.num_classes if config.model["num_class_embeds"] is not None else None
         self.first_seed = config.seed * settings.num_images  # so runs of different seeds share no image
+        # The digits network knows the digits' classes, so it can say whether an image is of the class that was asked.
+        self._has_accuracy = self._num_classes is not None and config.data.name == settings.extractor == "digits"
         self._held_out: Tensor | None = None
+        self._held_out_labels: Tensor | None = None
         if settings.extractor is None:
             return
         if not isinstance(data, ImageData):
@@ -84,6 +87,7 @@ class Evaluation:
                     f"of images of evaluation.held_out_split {settings.held_out_split!r}; lower it, or make that null"
                 )
             self._held_out = self._features.kept(held_out.images, held_out.fingerprint)[: settings.num_images]
+            self._held_out_labels = None if held_out.labels is None else held_out.labels[: settings.num_images]
 
     def draw(self, unet: UNet2DModel, num_images: int) -> Tensor:
         """Images 0 .. num_images-1 of the run, uint8 ``(N, C, H, W)``; of classes 0, 1, 2, ... in turn."""
@@ -93,11 +97,16 @@ class Evaluation:
             num_images,
             seed=self.first_seed,
             batch_size=self._settings.batch_size,
-            class_labels=None if self._num_classes is None else torch.arange(num_images) % self._num_classes,
+            class_labels=self._labels_of(num_images),
             accelerator=self._accelerator,
             show_progress=self._show_progress,
             eta=self._settings.eta,
+            guidance_scale=self._settings.guidance_scale,
         )
+
+    def _labels_of(self, num_images: int) -> Tensor | None:
+        """The classes in turn; the network's own class for "no class" is not among them."""
+        return None if self._num_classes is None else torch.arange(num_images) % self._num_classes
 
     def grid(self, images: Tensor) -> Image:
         """The first of ``images`` side by side, small ones enlarged."""
@@ -111,7 +120,7 @@ class Evaluation:
         """The scores of ``images``, uint8 ``(N, C, H, W)``; nothing where no feature network was asked for."""
         if self._settings.extractor is None:
             return {}
-        scores = self._scores_of("samples", self._features.of(images))
+        scores = self._scores_of("samples", self._features.of(images), self._labels_of(len(images)))
         for name, entry in self._held_out_scores.items():
             scores[name] |= entry
             if entry["held_out"] > 0:  # the kernel distance of equal distributions lies about zero
@@ -120,11 +129,15 @@ class Evaluation:
 
     @cached_property
     def _held_out_scores(self) -> Scores:
-        return {} if self._held_out is None else self._scores_of("held_out", self._held_out)
+        return {} if self._held_out is None else self._scores_of("held_out", self._held_out, self._held_out_labels)
 
-    def _scores_of(self, what: str, features: Tensor) -> Scores:
+    def _scores_of(self, what: str, features: Tensor, labels: Tensor | None) -> Scores:
         found = scores_of(self._settings.metrics, features, self._real, logits=self._extractor.class_scores)
-        return {name: {what: score.value} for name, score in found.items()}
+        scores = {name: {what: score.value} for name, score in found.items()}
+        if self._has_accuracy and labels is not None:
+            said = self._extractor.class_scores(features).argmax(dim=1)
+            scores["accuracy"] = {what: float((said == labels.to(said.device)).float().mean())}
+        return scores
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -91,6 +91,8 @@ def denoise(
             labels = torch.cat([unconditional, class_labels])
             without, given = unet(torch.cat([model_input, model_input]), t, labels).sample.chunk(2)
             model_output = without + guidance_scale * (given - without)
+            # The asked class's own variance, where one is learned: beyond it lies nothing that it could mean.
+            model_output[:, x_t.shape[1] :] = given[:, x_t.shape[1] :]
         result = scheduler.step(model_output, t, x_t, **options)
         x_t = result.prev_sample
         if on_step is not None:

@@ -167,3 +167,26 @@ def test_an_objective_that_teaches_nothing_is_refused_at_the_start(tmp_path: Pat
     assert "loss='hybrid' adds nothing to 'simple' with variance_type='fixed_small'" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+CONDITIONAL = [
+    *("--config", Path(__file__).parent.parent / "configs" / "train" / "digits_conditional.yaml"),
+    *("--training.steps", 6, "--training.lr_schedule", "constant"),
+]
+
+
+def test_a_conditional_run_scores_the_classes_that_it_asked_for(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", *CONDITIONAL)
+    scores = json.loads((run / "metrics.json").read_text())["scores"]
+    assert 0 <= scores["accuracy"]["samples"] <= 1
+    assert scores["accuracy"]["held_out"] > 0.9
+    cut = finished(tmp_path / "cut", *CONDITIONAL, processes=2)
+    assert [line["loss"] for line in log_of(cut)] == pytest.approx([line["loss"] for line in log_of(run)], rel=1e-5)
+    without = finished(tmp_path / "without", *CONDITIONAL, "--training.label_dropout", 0.9)
+    assert measured(without) != measured(run)
+
+
+def test_guidance_needs_label_dropout(tmp_path: Path) -> None:
+    status, said = ended(tmp_path / "run", *CONDITIONAL, "--training.label_dropout", 0)
+    assert status == 2
+    assert "evaluation.guidance_scale is 2.0 and must be 1, or training.label_dropout above 0" in said

@@ -41,7 +41,8 @@ def test_a_recipe_builds_its_network_and_batches(path: Path) -> None:
     config = parse(path)
     shape = (config.model["in_channels"], config.model["sample_size"], config.model["sample_size"])
     assert config.data.resolution in (None, shape[1])
-    data = ImageData("made up", torch.randint(256, (8, *shape), dtype=torch.uint8), None)
+    labels = None if config.model["num_class_embeds"] is None else torch.arange(8)
+    data = ImageData("made up", torch.randint(256, (8, *shape), dtype=torch.uint8), labels)
     with torch.device("meta"):
         unet = UNet2DModel(**config.model)
     scheduler = DDPMScheduler(**config.diffusion)

@@ -232,3 +232,9 @@ def test_classes_outside_the_model_are_refused(tmp_path: Path) -> None:
     assert "knows 3 classes; say which to draw" in refusal(model, tmp_path / "a")
     assert "has classes 0 to 2" in refusal(model, tmp_path / "a", "--class_labels", "0-3")
     assert "takes a form like" in refusal(model, tmp_path / "a", "--class_labels", "cats")
+
+
+def test_no_class_is_not_a_class_to_guide_to(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", num_class_embeds=3)
+    said = refusal(model, tmp_path / "a", "--class_labels", "0-2", "--guidance_scale", 2)
+    assert 'has classes 0 to 1, and one more for "no class"' in said

@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
-from ddpm_hf.sampling import generators_of, sample_images
+from ddpm_hf.sampling import denoise, generators_of, sample_images
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +69,34 @@ def test_class_labels_go_with_their_images() -> None:
     images = sample_images(unet, with_grid(DDIMScheduler()), 5, batch_size=5, class_labels=labels, **options)
     other = sample_images(unet, with_grid(DDIMScheduler()), 5, batch_size=2, class_labels=labels, **options)
     assert (images.int() - other.int()).abs().max() <= 1
+
+
+def test_guidance_goes_for_the_image_and_leaves_the_variance_of_the_class() -> None:
+    asked: list[torch.Tensor] = []
+
+    class Network:
+        config = SimpleNamespace(num_class_embeds=4)
+
+        def __call__(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> Any:
+            output = labels.float().view(-1, 1, 1, 1).expand(-1, 2, 2, 2)  # the label, as prediction and as variance
+            return SimpleNamespace(sample=output)
+
+    class Scheduler:
+        timesteps = torch.tensor([5])
+        init_noise_sigma = 1.0
+
+        def scale_model_input(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return x
+
+        def step(self, model_output: torch.Tensor, t: torch.Tensor, x: torch.Tensor) -> Any:
+            asked.append(model_output)
+            return SimpleNamespace(prev_sample=x)
+
+    x = torch.zeros(2, 1, 2, 2)
+    denoise(Network(), Scheduler(), x, class_labels=torch.tensor([0, 2]), guidance_scale=3.0)
+    (output,) = asked
+    assert output[:, 0, 0, 0].tolist() == [3 + 3 * (0 - 3), 3 + 3 * (2 - 3)]
+    assert output[:, 1, 0, 0].tolist() == [0, 2]
 
 
 def test_two_processes_draw_what_one_draws(tmp_path: Path) -> None:

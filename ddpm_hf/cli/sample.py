@@ -205,8 +205,11 @@ def labels_of(config: SampleConfig, pipe: DDPMCustomPipeline) -> torch.Tensor | 
         in_turn = [label for span in spans for label in range(int(span[0]), int(span[-1]) + 1)]
     except ValueError:
         raise ValueError(f"class_labels is {config.class_labels!r} and takes a form like 3, 1,4,7 or 0-9") from None
-    if not in_turn or max(in_turn) >= num_classes:
-        raise ValueError(f"class_labels is {config.class_labels!r}, and the model has classes 0 to {num_classes - 1}")
+    has_no_class = config.guidance_scale != 1  # the last one then stands for "no class"
+    last = num_classes - 2 if has_no_class else num_classes - 1
+    if not in_turn or max(in_turn) > last:
+        beside = ', and one more for "no class"' if has_no_class else ""
+        raise ValueError(f"class_labels is {config.class_labels!r}, and the model has classes 0 to {last}{beside}")
     return torch.tensor(in_turn)[torch.arange(config.num_images) % len(in_turn)]
 
 
