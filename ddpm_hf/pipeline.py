@@ -148,7 +148,8 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         index["_class_name"] = "DDIMPipeline" if isinstance(self.scheduler, DDIMScheduler) else "DDPMPipeline"
         index.pop("_name_or_path", None)
         for name, entry in index.items():
-            if isinstance(entry, list) and entry[1] in OURS:
+            # Of a network on patches it is left as it is: diffusers would take it for another one.
+            if isinstance(entry, list) and entry[1] in OURS and getattr(self.components[name], "patch_size", 1) == 1:
                 index[name] = ["diffusers", entry[1]]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 

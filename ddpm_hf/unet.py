@@ -2,37 +2,21 @@
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from ddpm_hf.unet_blocks import (
-    ACTIVATIONS,
-    AttnDownBlock2D,
-    AttnUpBlock2D,
-    BlockConfig,
-    DownBlock2D,
-    UNetMidBlock2D,
-    UpBlock2D,
-)
+from ddpm_hf.unet_blocks import ACTIVATIONS, BlockConfig, UNetMidBlock2D
+from ddpm_hf.unet_config import DOWN_BLOCKS, UP_BLOCKS, check_config
 
 logger = logging.getLogger(__name__)
-
-DOWN_BLOCKS: Final = {"DownBlock2D": DownBlock2D, "AttnDownBlock2D": AttnDownBlock2D}
-UP_BLOCKS: Final = {"UpBlock2D": UpBlock2D, "AttnUpBlock2D": AttnUpBlock2D}
-MID_BLOCKS: Final = ("UNetMidBlock2D", None)
-TIME_EMBEDDINGS: Final = ("positional", "fourier", "learned")
-CLASS_EMBEDDINGS: Final = (None, "timestep", "identity")
-TIME_SCALE_SHIFTS: Final = ("default", "scale_shift")
-SAMPLINGS: Final = ("conv", "resnet")
 
 
 @dataclass
@@ -116,6 +100,9 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         class_embed_type: None (an index into `num_class_embeds` vectors, if that is set), `timestep` or `identity`.
         num_class_embeds: number of classes.
         num_train_timesteps: T, for the `learned` time embedding.
+        patch_size: side p of the squares of pixels that the network sees as one, p^2 times the channels on a p-th of
+            the side (the `block_size` of ddpm-torch). diffusers has no such key: it is in the config where it is not 1,
+            and plain diffusers then refuses the checkpoint, as its first and last weights have other shapes.
 
     Raises:
         ValueError: for settings that are unknown or do not fit together, in one sentence.
@@ -155,9 +142,14 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         class_embed_type: str | None = None,
         num_class_embeds: int | None = None,
         num_train_timesteps: int | None = None,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
-        _check_config(self.config)
+        check_config(self.config)
+        self.patch_size = patch_size
+        if patch_size == 1:
+            known_to_diffusers = {key: value for key, value in self.config.items() if key != "patch_size"}
+            self._internal_dict = FrozenDict(known_to_diffusers)
         channels = list(block_out_channels)
         levels = len(channels)
         time_channels = time_embedding_dim or channels[0] * 4
@@ -170,7 +162,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             is_scale_shift=resnet_time_scale_shift == "scale_shift",
             head_channels=attention_head_dim,
         )
-        self.conv_in = nn.Conv2d(in_channels, channels[0], kernel_size=3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels[0], kernel_size=3, padding=1)
 
         waves = channels[0]
         if time_embedding_type == "fourier":
@@ -217,7 +209,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             self.up_blocks.append(UP_BLOCKS[block_type](block_in, channels[level], taken, config, sampling))
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
-        self.conv_out = nn.Conv2d(channels[0], out_channels, kernel_size=3, padding=1)
+        self.conv_out = nn.Conv2d(channels[0], out_channels * patch_size**2, kernel_size=3, padding=1)
 
     def forward(
         self,
@@ -229,7 +221,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         """Run the network.
 
         Args:
-            sample: x_t, (B, in_channels, H, W); H and W multiples of 2^(levels - 1).
+            sample: x_t, (B, in_channels, H, W); H and W multiples of patch_size 2^(levels - 1).
             timestep: t, one number for all images or (B,).
             class_labels: (B,) indices; (B,) numbers for class_embed_type `timestep`; (B, E) for `identity`.
             return_dict: False for the plain tuple (output,).
@@ -254,7 +246,8 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             embedding = embedding + self.class_embedding(class_labels).to(self.dtype)
         time = self.activation(embedding.expand(len(sample), -1))
 
-        x = self.conv_in(sample)
+        x = F.pixel_unshuffle(sample, self.patch_size) if self.patch_size > 1 else sample
+        x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
             x, more_skips = block(x, time)
@@ -264,13 +257,17 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         for block in self.up_blocks:
             x = block(x, [skips.pop() for _ in range(self.config.layers_per_block + 1)], time)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        if self.patch_size > 1:
+            x = F.pixel_shuffle(x, self.patch_size)
 
         if self.config.time_embedding_type == "fourier":
             x = x / t.view(-1, 1, 1, 1)
         return UNet2DOutput(x) if return_dict else (x,)
 
     def _check_input(self, sample: Tensor, class_labels: Tensor | None) -> None:
-        factor = 2 ** (len(self.config.block_out_channels) - 1)
+        levels = len(self.config.block_out_channels)
+        factor = self.patch_size * 2 ** (levels - 1)
+        patches = f" and patch_size {self.patch_size}" if self.patch_size > 1 else ""
         if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"the UNet was given a sample of shape {tuple(sample.shape)}; expected (batch, "
@@ -278,9 +275,8 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             )
         if sample.shape[2] % factor or sample.shape[3] % factor:
             raise ValueError(
-                f"the UNet was given images of {sample.shape[2]}x{sample.shape[3]}; with its "
-                f"{len(self.config.block_out_channels)} levels height and width must be multiples of {factor}: "
-                "resize or pad the images, or use fewer levels."
+                f"the UNet was given images of {sample.shape[2]}x{sample.shape[3]}; with its {levels} levels"
+                f"{patches} height and width must be multiples of {factor}: resize or pad the images, or use fewer levels."
             )
         if self.class_embedding is None and class_labels is not None:
             raise ValueError(
@@ -346,54 +342,3 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             if weight.device.type == "cpu":
                 weight.data = weight.data.clone()
         return (model, info) if wants_info else model
-
-
-def _check_config(config: Any) -> None:
-    """Say in one sentence what of a config is unknown or does not fit."""
-    known: dict[str, Sequence[Any]] = {
-        "mid_block_type": MID_BLOCKS,
-        "time_embedding_type": TIME_EMBEDDINGS,
-        "class_embed_type": CLASS_EMBEDDINGS,
-        "resnet_time_scale_shift": TIME_SCALE_SHIFTS,
-        "downsample_type": SAMPLINGS,
-        "upsample_type": SAMPLINGS,
-        "downsample_padding": (0, 1),
-    }
-    for key, values in known.items():
-        _check_choice(key, config[key], values)
-    _check_choice("act_fn", config.act_fn.lower(), tuple(ACTIVATIONS))
-    for block_type in config.down_block_types:
-        _check_choice("down_block_types", block_type, tuple(DOWN_BLOCKS))
-    for block_type in config.up_block_types:
-        _check_choice("up_block_types", block_type, tuple(UP_BLOCKS))
-
-    levels = {key: len(config[key]) for key in ("down_block_types", "up_block_types", "block_out_channels")}
-    if len(set(levels.values())) > 1 or 0 in levels.values():
-        raise ValueError(f"{levels} must be of one length, one entry per level.")
-    for channels in config.block_out_channels:
-        _check_groups(channels, "norm_num_groups", config.norm_num_groups)
-    blocks = [*zip(config.down_block_types, config.block_out_channels, strict=True)]
-    blocks += zip(config.up_block_types, reversed(config.block_out_channels), strict=True)
-    with_attention = [channels for block_type, channels in blocks if block_type.startswith("Attn")]
-    if config.mid_block_type is not None and config.add_attention:
-        with_attention.append(config.block_out_channels[-1])
-        if config.attn_norm_num_groups is not None:
-            _check_groups(config.block_out_channels[-1], "attn_norm_num_groups", config.attn_norm_num_groups)
-    widest_head = min(with_attention, default=config.attention_head_dim)
-    if config.attention_head_dim is not None and not 1 <= config.attention_head_dim <= widest_head:
-        raise ValueError(
-            f"attention_head_dim={config.attention_head_dim} does not fit into {widest_head} of block_out_channels; "
-            f"use 1 .. {widest_head}, or None for one head."
-        )
-    if config.time_embedding_type == "learned" and config.num_train_timesteps is None:
-        raise ValueError("time_embedding_type='learned' needs num_train_timesteps.")
-
-
-def _check_groups(channels: int, key: str, groups: int | None) -> None:
-    if not groups or channels % groups:
-        raise ValueError(f"block_out_channels has {channels}, not a multiple of {key}={groups}.")
-
-
-def _check_choice(key: str, value: Any, known: Sequence[Any]) -> None:
-    if value not in known:
-        raise ValueError(f"{key}={value!r} is not known; use one of {', '.join(map(str, known))}.")
