@@ -40,6 +40,16 @@ def image_shape(unet: Any) -> tuple[int, int, int]:
     return unet.config.in_channels, height, width
 
 
+def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
+    """The point at `share` of the great circle from start to end (Song et al., eq. 67), which keeps noise's length."""
+    cosine = (start * end).sum() / (start.norm() * end.norm())
+    angle = cosine.clamp(-1, 1).acos()
+    if angle < 1e-4:  # as good as parallel
+        return torch.lerp(start, end, share.to(start))
+    on_circle: Tensor = (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()
+    return on_circle
+
+
 @torch.no_grad()
 def denoise(
     unet: Any,

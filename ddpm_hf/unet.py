@@ -276,7 +276,8 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         if sample.shape[2] % factor or sample.shape[3] % factor:
             raise ValueError(
                 f"the UNet was given images of {sample.shape[2]}x{sample.shape[3]}; with its {levels} levels"
-                f"{patches} height and width must be multiples of {factor}: resize or pad the images, or use fewer levels."
+                f"{patches} height and width must be multiples of {factor}: resize or pad the images, or use fewer "
+                "levels."
             )
         if self.class_embedding is None and class_labels is not None:
             raise ValueError(

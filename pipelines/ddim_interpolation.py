@@ -17,6 +17,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 import ddpm_hf
+from ddpm_hf.sampling import slerp
 
 
 class DDIMInterpolationPipeline(ddpm_hf.DDPMCustomPipeline):
@@ -52,12 +53,3 @@ class DDIMInterpolationPipeline(ddpm_hf.DDPMCustomPipeline):
         latents = torch.stack([slerp(start, end, share) for share in shares])
         images = ddpm_hf.images.to_uint8(self.decode(latents, num_inference_steps))
         return ImagePipelineOutput(images=ddpm_hf.images.to_pil(images))
-
-
-def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
-    """The point at `share` of the great circle from start to end (Song et al., eq. 67), which keeps noise's length."""
-    cosine = (start * end).sum() / (start.norm() * end.norm())
-    angle = cosine.clamp(-1, 1).acos()
-    if angle < 1e-4:  # as good as parallel
-        return torch.lerp(start, end, share.to(start))
-    return (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "unet": {"unet_blocks", "unet_config"},
     "sampling": {"images", "schedulers", "unet"},
     "pipeline": {"images", "sampling", "schedulers", "unet"},
+    "pictures": {"images", "sampling"},
     "config": set(),
     "data": {"config", "images", "image_cache", "streaming"},
     "image_cache": {"images"},
@@ -47,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "bridges": {"manifest", "noise_schedules", "pipeline", "schedulers", "unet"},
     "cli": {
         *("bridges", "command_line", "config", "data", "images", "launch", "manifest", "metrics", "pipeline"),
-        *("results", "sample_files", "sampling", "schedulers"),
+        *("pictures", "results", "sample_files", "sampling", "schedulers"),
     },
     "toy": {"command_line", "diffusion", "losses", "noise_schedules", "schedulers", "toy_pictures"},
     "toy_pictures": set(),

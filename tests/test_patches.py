@@ -71,7 +71,7 @@ def test_plain_diffusers_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(Exception, match="conv_in"):
         diffusers.UNet2DModel.from_pretrained(tmp_path / "model" / "unet")
     monkeypatch.setitem(sys.modules, "ddpm_hf.unet", None)  # as where we are not installed
-    with pytest.raises(ImportError, match="ddpm_hf"):
+    with pytest.raises(ValueError, match=r"^ddpm_hf.unet is not one of the libraries Diffusers can load"):
         diffusers.DiffusionPipeline.from_pretrained(tmp_path / "model")
 
 

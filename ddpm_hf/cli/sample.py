@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ddpm_hf.cli.show import check_kind, save, show
 from ddpm_hf.command_line import fail, parse_settings
 from ddpm_hf.launch import environment, start_processes
 from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
@@ -58,6 +59,8 @@ class SampleConfig:
         class_labels: For a class-conditional model, taken in turn: 3, or 1,4,7, or 0-9.
         guidance_scale: Classifier-free guidance; 1 is none.
         batch_size: Images computed at once by each process.
+        show: Pictures of a few images in place of the images: denoising (a strip and a GIF of x_t and the predicted
+            x_0), interpolation (by ddim, from each seed's noise to the next one's) or grid.
         format: png (a file each), npz (one file as ADM's) or parquet (a data set for load_dataset).
         revision: Of a model on the Hub: branch, tag or commit.
         dtype: Of the network.
@@ -77,6 +80,7 @@ class SampleConfig:
     class_labels: str | None = None
     guidance_scale: float = 1.0
     batch_size: int = 128
+    show: str | None = None
     format: Literal["png", "npz", "parquet"] = "png"
     revision: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -92,6 +96,8 @@ class SampleConfig:
             raise ValueError(f"seed is {self.seed} and must be 0 or more")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler is {self.scheduler!r} and must be one of {', '.join(SCHEDULERS)}")
+        if self.show is not None:
+            check_kind(self.show, self.num_images)
 
 
 def main() -> None:
@@ -140,10 +146,18 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         "num_images": config.num_images,
         "batch_size": config.batch_size,
         "format": config.format,
+        "show": config.show,
         "dtype": config.dtype,
     }
     options_for(pipe.scheduler, {"eta": config.eta})  # refuses one that the scheduler lacks, before anything is written
     check_same_settings(config.output, settings)
+    if config.show is not None:
+        if not accelerator.is_main_process:
+            return ""
+        options = {"guidance_scale": config.guidance_scale, "eta": config.eta}
+        pictures = show(config.show, pipe.unet, pipe.scheduler, seeds, labels, **options)
+        write_manifest(config.output, settings, environment(accelerator))
+        return save(pictures, config.output)
     files = sample_files(config.output, config.format)
     missing = set(files.missing(seeds))
     batches = [seeds[start : start + config.batch_size] for start in range(0, len(seeds), config.batch_size)]

@@ -1,0 +1,70 @@
+"""What ddpm-hf-sample draws with --show: pictures of the first seeds, in place of single images."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ddpm_hf.images import image_grid, save_png
+from ddpm_hf.pictures import denoising_frames, denoising_path, denoising_strip, interpolation, save_gif, scale_of
+from ddpm_hf.sampling import sample_images
+from ddpm_hf.schedulers import DDIMScheduler
+
+KINDS = {"denoising": range(1, 17), "interpolation": range(2, 17), "grid": range(1, 1025)}
+"""Each with the numbers of images that it may have."""
+
+
+def check_kind(kind: str, num_images: int) -> None:
+    """See that a picture has a size that can be looked at.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"show is {kind!r} and must be one of {', '.join(KINDS)}")
+    sizes = KINDS[kind]
+    if num_images not in sizes:
+        raise ValueError(
+            f"num_images is {num_images} and must be from {sizes[0]} to {sizes[-1]} with show {kind}; give --num_images"
+        )
+
+
+def show(
+    kind: str, unet: Any, scheduler: Any, seeds: range, labels: Tensor | None, **options: Any
+) -> dict[str, list[Image.Image]]:
+    """Draw the pictures: the name of each file, and its frames.
+
+    Args:
+        kind: one of `KINDS`.
+        unet: the network.
+        scheduler: with its grid of times set.
+        seeds: of the images.
+        labels: int64, one for each image, or None.
+        options: as in `sampling.denoise`.
+
+    Raises:
+        ValueError: if the scheduler cannot draw such a picture.
+    """
+    labels = None if labels is None else labels.to(unet.device)
+    if kind == "grid":
+        images = sample_images(unet, scheduler, len(seeds), seed=seeds[0], class_labels=labels, **options)
+        return {"grid.png": [image_grid(images, scale=scale_of(images))]}
+    if kind == "interpolation":
+        if not isinstance(scheduler, DDIMScheduler) or options.get("eta"):
+            raise ValueError(
+                "show interpolation needs a sampler without noise of its own; give --scheduler ddim --eta 0"
+            )
+        return {"interpolation.png": [interpolation(unet, scheduler, seeds, labels, **options)]}
+    path = denoising_path(unet, scheduler, seeds, labels, **options)
+    return {"denoising.png": [denoising_strip(*path)], "denoising.gif": denoising_frames(*path)}
+
+
+def save(pictures: dict[str, list[Image.Image]], folder: Path) -> str:
+    """Write what `show` has drawn, and say what it is."""
+    for name, frames in pictures.items():
+        if name.endswith(".gif"):
+            save_gif(frames, folder / name)
+        else:
+            save_png(frames[0], folder / name)
+    return ", ".join(pictures)
