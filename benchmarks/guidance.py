@@ -1,0 +1,94 @@
+"""What guidance does to class-conditional digits: the accuracy of the asked class against diversity, over the scales.
+
+    accelerate launch train_accelerate.py --config configs/train/digits_conditional.yaml
+    python -m benchmarks.guidance --model runs/digits_conditional
+
+The digits network says which class an image is of; real held-out digits are the last row.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import machine
+from ddpm_hf import DDPMCustomPipeline
+from ddpm_hf.config import DataConfig
+from ddpm_hf.data import load_cached_images
+from ddpm_hf.metrics import DigitsFeatures, frechet_distance, precision_recall
+from ddpm_hf.sampling import sample_images
+
+RESULTS = Path(__file__).parent / "results" / "guidance.json"
+CLASSES = 10
+
+
+def figures(images: Tensor, labels: Tensor, real: Tensor, network: DigitsFeatures) -> dict[str, Any]:
+    """Scores of images that were asked to be of these classes.
+
+    Args:
+        images: uint8 (N, 1, 8, 8).
+        labels: int64 (N,).
+        real: features of the training images.
+        network: the digits network.
+    """
+    features = network(images)
+    is_right = (network.logits(features).argmax(dim=1) == labels).float()
+    precision, recall = precision_recall(real, features)
+    return {
+        "accuracy": is_right.mean().item(),
+        "of_each_class": [is_right[labels == label].mean().item() for label in range(CLASSES)],
+        "fid": frechet_distance(features, real),
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each scale, then the accuracy of each class."""
+    heads = ["guidance", "accuracy", "FID", "precision", "recall", *map(str, range(CLASSES))]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for row in rows:
+        numbers = [row["accuracy"], row["fid"], row["precision"], row["recall"], *row["of_each_class"]]
+        lines.append(f"| {row['scale']} | {' | '.join(f'{number:.3f}' for number in numbers)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.guidance", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=Path("runs/digits_conditional"))
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 5.0])
+    parser.add_argument("--num_images", type=int, default=500, help="as many as there are held-out digits")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    environment = machine(threads=1)
+    network = DigitsFeatures.load()
+    train, held_out = (load_cached_images(DataConfig(split=split)) for split in ("train", "test"))
+    real = network(train.images)
+    pipe = DDPMCustomPipeline.from_pretrained(arguments.model)
+    pipe.scheduler.set_timesteps(50)
+    labels = torch.arange(arguments.num_images) % CLASSES
+    rows = []
+    for scale in arguments.scales:
+        images = sample_images(
+            pipe.unet,
+            pipe.scheduler,
+            arguments.num_images,
+            seed=arguments.seed,
+            class_labels=labels,
+            guidance_scale=scale,
+            eta=1.0,
+        )
+        rows.append({"scale": scale, **figures(images, labels, real, network)})
+    assert held_out.labels is not None
+    count = arguments.num_images
+    rows.append({"scale": "real", **figures(held_out.images[:count], held_out.labels[:count], real, network)})
+    arguments.output.write_text(json.dumps({"machine": environment, "results": rows}, indent=2) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
