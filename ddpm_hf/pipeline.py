@@ -78,7 +78,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             timestep_spacing: how S times are chosen, in place of the scheduler's own; one of
                 `time_grids.TIMESTEP_SPACINGS`.
             eta: 0 (DDIM) .. 1 (DDPM's noise), for a DDIMScheduler.
-            use_clipped_model_output: see `DDIMScheduler.step`.
+            use_clipped_model_output: see `DDIMScheduler.step`; None is True with guidance, else False.
             class_labels: one for all, or one per image.
             guidance_scale: classifier-free guidance; 1 is none. The network's last class stands for "no class".
             output_type: `pil` images; `np` or `numpy` float32 (B, H, W, C) in [0, 1]; `pt` float (B, C, H, W) in

@@ -74,7 +74,8 @@ def denoise(
         guidance_scale: w of unconditional + w (conditional - unconditional); 1 is no guidance.
         on_step: sees, and may change, each step's result.
         progress: wraps the times, for a progress bar.
-        step_options: for `scheduler.step`, such as eta; one that it does not take must be None or 0.
+        step_options: for `scheduler.step`, such as eta; one that it does not take must be None or 0. With guidance
+            `use_clipped_model_output` is True unless given.
 
     Returns:
         (B, C, H, W) of about [-1, 1].
@@ -90,6 +91,10 @@ def denoise(
     elif guidance_scale != 1.0:
         if class_labels is None:
             raise ValueError("guidance_scale needs class_labels, the classes to guide to.")
+        # Guidance drives the predicted x_0 out of its range. Once that is clipped, the noise must be the one that makes
+        # x_t of it: with the other, guided digits at eta = 0 turn into other digits.
+        if "use_clipped_model_output" in inspect.signature(scheduler.step).parameters:
+            options.setdefault("use_clipped_model_output", True)
         # The last class stands for "no class" (Ho & Salimans 2022).
         unconditional = torch.full_like(class_labels, unet.config.num_class_embeds - 1)
     x_t = x_t * scheduler.init_noise_sigma

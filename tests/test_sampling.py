@@ -99,6 +99,19 @@ def test_guidance_goes_for_the_image_and_leaves_the_variance_of_the_class() -> N
     assert output[:, 1, 0, 0].tolist() == [0, 2]
 
 
+def test_guided_steps_take_the_noise_that_goes_with_the_clipped_image() -> None:
+    unet, labels = make_unet(num_class_embeds=4).eval(), torch.tensor([0, 1])
+    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def drawn(scale: float, **options: bool) -> torch.Tensor:
+        scheduler = with_grid(DDIMScheduler())
+        return denoise(unet, scheduler, noise, class_labels=labels, guidance_scale=scale, **options)
+
+    assert torch.equal(drawn(3.0), drawn(3.0, use_clipped_model_output=True))
+    assert not torch.equal(drawn(3.0), drawn(3.0, use_clipped_model_output=False))
+    assert torch.equal(drawn(1.0), drawn(1.0, use_clipped_model_output=False))
+
+
 def test_two_processes_draw_what_one_draws(tmp_path: Path) -> None:
     """To the bit, as they cut the images into the same batches; 7 images in batches of 2 leave an odd one over."""
     script = ROOT / "tests" / "scripts" / "draw.py"
