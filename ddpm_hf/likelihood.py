@@ -45,8 +45,17 @@ class Model:
 
     @classmethod
     def of(cls, pipe: Any) -> Self:
-        """That of a pipeline of ours, by its scheduler's config."""
+        """That of a pipeline, by its scheduler's config.
+
+        Raises:
+            ValueError: if the scheduler is none of ours.
+        """
         unet, config = pipe.unet, pipe.scheduler.config
+        if not isinstance(getattr(pipe.scheduler, "diffusion", None), GaussianDiffusion):
+            raise ValueError(
+                f"bits per dimension need the noise schedule of a DDPMScheduler or DDIMScheduler of ddpm_hf, and this "
+                f"pipeline has a {type(pipe.scheduler).__name__}; give it one by from_config."
+            )
 
         def network(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
             labels = None if labels is None else labels.to(unet.device)

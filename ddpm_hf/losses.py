@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddpm_hf.diffusion import VARIANCE_TYPES, GaussianDiffusion
-from ddpm_hf.variational import bound_term, split_variance
+from ddpm_hf.variational import bound_term
 
 LOSSES: Final = ("simple", "kl", "hybrid")
 """`simple` is the squared error (Ho et al. 2020, eq. 14), `kl` the variational bound (eq. 5), `hybrid` both (Nichol &
@@ -41,7 +41,7 @@ def training_loss(
     Args:
         diffusion: the process that made x_t of x_0 and the noise.
         model_output: (B, C, ...), for x_t and t; (B, 2C, ...) where the variance is learned.
-        x_0: (B, C, ...), images in [-1, 1].
+        x_0: (B, C, ...), images in [-1, 1]; for the bound they lie on its 256 levels.
         noise: (B, C, ...).
         t: int64 (B,), within 0 .. T-1.
         prediction_type: one of `diffusion.PREDICTION_TYPES`.
@@ -59,26 +59,27 @@ def training_loss(
         ValueError: for an unknown setting, or one that does not go with the others.
     """
     check_objective(loss, variance_type, weighting)
-    x_0, noise, prediction, model_variance = x_0.float(), noise.float(), model_output.float(), None
-    if variance_type.startswith("learned"):
-        prediction, model_variance = split_variance(prediction, x_0.shape[1])
-    bound = torch.zeros(())
-    if loss != "simple":
-        constant = prediction if loss == "kl" else prediction.detach()
-        output = constant if model_variance is None else torch.cat([constant, model_variance], dim=1)
+    x_0, noise, model_output = x_0.float(), noise.float(), model_output.float()
+
+    def bound(output: Tensor) -> Tensor:
         x_t = diffusion.q_sample(x_0, t, noise)
         terms = bound_term(diffusion, output, x_0, x_t, t, prediction_type, variance_type)
-        bound = diffusion.num_train_timesteps * terms
-    if loss == "kl":
-        return bound
+        return diffusion.num_train_timesteps * terms
 
+    if loss == "kl":
+        return bound(model_output)
+
+    channels = x_0.shape[1]
+    prediction = model_output[:, :channels] if loss == "hybrid" else model_output
     target = diffusion.target(x_0, noise, t, prediction_type)
     squared_error = (prediction - target).square().flatten(1).mean(dim=1)
     if weighting == "min_snr":
         squared_error = squared_error * min_snr_weight(diffusion.snr(t), prediction_type, min_snr_gamma).to(x_0)
     elif weighting == "p2":
         squared_error = squared_error * p2_weight(diffusion.snr(t), prediction_type, p2_gamma).to(x_0)
-    return squared_error if loss == "simple" else squared_error + vlb_weight * bound
+    if loss == "simple":
+        return squared_error
+    return squared_error + vlb_weight * bound(torch.cat([prediction.detach(), model_output[:, channels:]], dim=1))
 
 
 def check_objective(loss: str, variance_type: str, weighting: str = "none") -> None:

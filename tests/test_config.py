@@ -128,6 +128,8 @@ def test_an_unknown_setting_is_refused_with_the_nearest_that_exists(
         (["--training.optimizer", "sgd"], "training.optimizer was given 'sgd' and takes one of ['adam', 'adamw']"),
         (["--training.steps", "0"], "training.steps is 0 and must be at least 1"),
         (["--training.ema_decay", "1"], "training.ema_decay is 1.0 and must be at least 0 and below 1"),
+        (["--training.label_dropout", "1"], "training.label_dropout is 1.0 and must be at least 0 and below 1"),
+        (["--training.loss", "vlb"], "training.loss was given 'vlb' and takes one of ['simple', 'kl', 'hybrid']"),
         (["--training.learning_rate", "-1"], "training.learning_rate is -1.0 and must be above 0"),
         (["--evaluation.eta", "2"], "evaluation.eta is 2.0 and must be from 0 to 1"),
         (["--seed", "-1"], "seed is -1 and must be at least 0"),

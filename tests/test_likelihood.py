@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 from scipy import stats
 from torch import Tensor
@@ -190,6 +191,9 @@ def test_bad_input() -> None:
         bits_per_dim(pipe, IMAGES, method="elbo")
     with pytest.raises(ValueError, match=r"uint8 images, \(N, C, H, W\), N >= 1; these are \(7, 1, 8, 8\) of float32"):
         bits_per_dim(pipe, IMAGES.float())
+    euler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="of ddpm_hf, and this pipeline has a EulerDiscreteScheduler"):
+        bits_per_dim(DDPMCustomPipeline(pipe.unet, euler), IMAGES)
     with pytest.raises(ValueError, match="timesteps_per_image=0 must be at least 1"):
         bits_per_dim(pipe, IMAGES, method="estimate", timesteps_per_image=0)
 

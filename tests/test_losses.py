@@ -103,6 +103,8 @@ def test_bad_input() -> None:
     x, t = torch.zeros(1, 1, 2, 2), torch.tensor([1])
     with pytest.raises(ValueError, match=r"weighting='p3' is not known; use one of none, min_snr, p2"):
         training_loss(diffusion, x, x, x, t, weighting="p3")
+    with pytest.raises(ValueError, match="'learned_range' needs a network with twice the image's channels"):
+        training_loss(diffusion, x, x, x, t, loss="hybrid", variance_type="learned_range")
     with pytest.raises(
         ValueError, match=r"min_snr weighting is defined for epsilon, sample and v_prediction, not 'post"
     ):
