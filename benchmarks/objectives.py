@@ -1,6 +1,6 @@
 """What the objectives are worth on the digits: the main job's recipe, shortened, with one thing changed at a time.
 
-    python -m benchmarks.objectives --steps 400 --seeds 0 1 2
+    python -m benchmarks.objectives --steps 300 --seeds 0 1 2
 
 Every run is a training run of its own, and what is in the file of results already is not run again. Printed are the
 bits/dim of held-out digits (the stochastic estimate; all runs have the same noise and timesteps, so their differences
@@ -37,7 +37,7 @@ VARIANTS: dict[str, list[str]] = {
     "min_snr": ["--training.loss_weighting", "min_snr"],
     "stratified": ["--training.timestep_sampling", "stratified"],
 }
-ROUNDS = 4
+ROUNDS = 3
 """Scores during a run, the last at its end."""
 
 
@@ -104,7 +104,7 @@ def _spread(values: list[float], digits: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.objectives", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400, help="of each run; a multiple of 4")
+    parser.add_argument("--steps", type=int, default=300, help="of each run; a multiple of 3")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
