@@ -189,4 +189,4 @@ def test_a_conditional_run_scores_the_classes_that_it_asked_for(tmp_path: Path) 
 def test_guidance_needs_label_dropout(tmp_path: Path) -> None:
     status, said = ended(tmp_path / "run", *CONDITIONAL, "--training.label_dropout", 0)
     assert status == 2
-    assert "evaluation.guidance_scale is 2.0 and must be 1, or training.label_dropout above 0" in said
+    assert "evaluation.guidance_scale is 1.5 and must be 1, or training.label_dropout above 0" in said
