@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm_hf import DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 from ddpm_hf.cli import evaluate
 from ddpm_hf.config import DataConfig
 from ddpm_hf.data import load_cached_images
 from ddpm_hf.images import save_png, to_pil
+from ddpm_hf.likelihood import bits_per_dim
 from ddpm_hf.metrics import DigitsFeatures, frechet_distance, manifolds
 from ddpm_hf.results import nearest_picture
 from tests.runs import Started
@@ -158,6 +160,56 @@ def test_a_sample_learnt_by_heart_stands_beside_itself() -> None:
     for row in rows:
         assert np.array_equal(picture[row : row + 32, :32], picture[row : row + 32, 2 * column : 2 * column + 32])
         assert not np.array_equal(picture[row : row + 32, :32], picture[row : row + 32, 3 * column : 3 * column + 32])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **blocks, **kinds)
+    folder = tmp_path_factory.mktemp("model")
+    DDPMCustomPipeline(unet.eval(), DDPMScheduler(num_train_timesteps=20)).save_pretrained(folder)
+    return folder
+
+
+BITS = ("--metrics", "bits_per_dim", "--reference_split", "test[:5]", "--batch_size", 2)
+
+
+def test_bits_per_dim_of_a_model_on_two_processes_as_on_one(model: Path, tmp_path: Path) -> None:
+    one = results(tmp_path / "one", "--model", model, *BITS)
+    assert results(tmp_path / "two", "--model", model, *BITS, processes=2) == one
+    (score,) = one["scores"].values()
+    with np.load(tmp_path / "one" / "bits_per_dim.npz") as file:
+        found, terms = file["values"], file["terms"]
+    assert (found.shape, terms.shape) == ((5,), (5, 21))
+    assert score["bits_per_dim@5"]["value"] == pytest.approx(found.mean())
+    assert np.allclose(terms.sum(axis=1), found)
+    pipe, images = DDPMCustomPipeline.from_pretrained(model), load_cached_images(DataConfig(split="test[:5]")).images
+    assert score["bits_per_dim@5"]["value"] == pytest.approx(bits_per_dim(pipe, images, batch_size=2).mean, rel=1e-6)
+    assert (tmp_path / "one" / "bits_per_dim.png").exists()
+
+
+@pytest.mark.parametrize("method", ["estimate", "ode"])
+def test_bits_per_dim_by_quicker_ways(model: Path, tmp_path: Path, method: str) -> None:
+    (score,) = results(tmp_path / "bits", "--model", model, *BITS, "--likelihood", method)["scores"].values()
+    assert np.isfinite(score["bits_per_dim@5"]["value"])
+    assert not (tmp_path / "bits" / "bits_per_dim.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--metrics", "bits_per_dim"], "bits_per_dim is of a --model"),
+        (["--metrics", "bits_per_dim", "fid", "--model", "x"], "ask for it by itself"),
+        ([*BITS, "--model", "nobody/nothing"], "nobody/nothing"),
+        ([*BITS, "--model", "{model}", "--reference_resolution", 16], "makes images of (1, 8, 8) and digits has"),
+    ],
+)
+def test_a_model_that_cannot_be_scored_is_one_sentence(
+    model: Path, tmp_path: Path, arguments: list[object], sentence: str
+) -> None:
+    assert sentence in refusal(tmp_path / "bits", *(str(argument).format(model=model) for argument in arguments))
 
 
 def half_a_png(folder: Path) -> Path:

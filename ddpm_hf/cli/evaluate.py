@@ -1,24 +1,28 @@
-"""From images to scores: FID, KID, Inception score, precision and recall, density and coverage.
+"""From images to scores: FID, KID, Inception score, precision and recall, density and coverage; and a model's bits/dim.
 
     ddpm-hf-evaluate --samples samples --reference uoft-cs/cifar10 --output scores
     ddpm-hf-evaluate --compare samples-50 samples-100 --reference digits --extractor digits --output scores
+    ddpm-hf-evaluate --model runs/digits --metrics bits_per_dim --reference digits --reference_split test --output bits
 
 Also under ``accelerate launch --multi_gpu -m ddpm_hf.cli.evaluate``, on every process there is.
 """
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import diffusers
 from accelerate import Accelerator
 from torch import Tensor
 
+from ddpm_hf.cli.bits_per_dim import described, load_model, score_model
 from ddpm_hf.command_line import fail, parse_settings
 from ddpm_hf.config import DataConfig
-from ddpm_hf.data import load_cached_images
+from ddpm_hf.data import ImageData, load_cached_images
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import environment, start_processes
 from ddpm_hf.manifest import check_same_settings, read_manifest, write_json, write_manifest
@@ -40,7 +44,10 @@ class EvaluateConfig:
         samples: The generated images: a folder of PNG or JPEG files, an .npz of ADM's layout, parquet, or a data set's
             Hub id.
         compare: Several of those, in place of samples, to be put side by side.
-        metrics: Some of fid, kid, is, precision_recall and density_coverage.
+        metrics: Some of fid, kid, is, precision_recall and density_coverage; or bits_per_dim, which is of a model.
+        model: Of bits_per_dim, the folder or Hub id of a pipeline.
+        likelihood: How bits_per_dim is had: every term of the variational bound, an unbiased estimate of it from a few
+            terms, or the likelihood of the probability-flow ODE.
         extractor: The feature network: inception, dinov2, vgg16, digits, a TorchScript file from uint8 images to
             features, or the folder or Hub id of a vision transformer.
         extractor_weights: The file of its weights, in place of the usual one.
@@ -65,9 +72,11 @@ class EvaluateConfig:
     output: Path
     samples: str | None = None
     compare: list[str] = field(default_factory=list)
-    metrics: list[Literal["fid", "kid", "is", "precision_recall", "density_coverage"]] = field(
+    metrics: list[Literal["fid", "kid", "is", "precision_recall", "density_coverage", "bits_per_dim"]] = field(
         default_factory=lambda: ["fid", "precision_recall"]
     )
+    model: str | None = None
+    likelihood: Literal["bound", "estimate", "ode"] = "bound"
     extractor: str = "inception"
     extractor_weights: Path | None = None
     num_images: int | None = None
@@ -87,7 +96,9 @@ class EvaluateConfig:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        if (self.samples is None) == (not self.compare):
+        if self.is_of_a_model != (self.model is not None) or (self.is_of_a_model and len(self.metrics) > 1):
+            raise ValueError("bits_per_dim is of a --model, and all other metrics are of samples: ask for it by itself")
+        if not self.is_of_a_model and (self.samples is None) == (not self.compare):
             raise ValueError("give the images either by --samples ONE or by --compare SEVERAL")
         if not self.metrics:
             raise ValueError("metrics is empty; give some of fid, kid, is, precision_recall, density_coverage")
@@ -101,6 +112,11 @@ class EvaluateConfig:
             )
         if self.save_statistics is not None and self.save_statistics.suffix != ".npz":
             raise ValueError(f"save_statistics is {self.save_statistics} and must end with .npz")
+
+    @property
+    def is_of_a_model(self) -> bool:
+        """Whether no samples are scored."""
+        return "bits_per_dim" in self.metrics
 
     @property
     def sets(self) -> list[str]:
@@ -136,24 +152,48 @@ def main() -> None:
     config = parse_settings(EvaluateConfig, sys.argv[1:], "Score generated images against real ones.")
     try:
         accelerator = start_processes(config.threads)
-        table = evaluate(config, accelerator)
+        table = (evaluate_model if config.is_of_a_model else evaluate_samples)(config, accelerator)
         if accelerator.is_main_process:
-            print(f"{table}\nmetrics.json, manifest.json and table.md are in {config.output}")
+            files = sorted(path.name for path in config.output.iterdir())
+            print(f"{table}\nEverything is in {config.output}: {', '.join(files)}")
         accelerator.end_training()
     except (ValueError, OSError) as error:
         fail(str(error))
 
 
-def evaluate(config: EvaluateConfig, accelerator: Accelerator) -> str:
+def evaluate_model(config: EvaluateConfig, accelerator: Accelerator) -> str:
+    """Find how many bits the model needs for the reference, write the results, and return their table.
+
+    Raises:
+        ValueError: the settings, the model and the reference do not go together.
+        OSError: the model is not there, or the results cannot be written.
+    """
+    show_progress = _shows_progress(config, accelerator)
+    name, reference = str(config.model), _load_data(config, show_progress)
+    pipe = load_model(name, reference)
+    settings = {
+        **described(name, pipe, config.likelihood),
+        "reference": _described_reference(config, reference.fingerprint, len(reference)),
+        "metrics": config.metrics,
+        "batch_size": config.batch_size,
+    }
+    _claim(config, settings, accelerator)
+    scores = {
+        name: score_model(
+            pipe, reference, config.likelihood, config.batch_size, config.output, accelerator, show_progress
+        )
+    }
+    return _write(config, scores, settings) if accelerator.is_main_process else ""
+
+
+def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> str:
     """Score each set of samples, write the results, and return their table.
 
     Raises:
         ValueError: the settings, the images and the reference do not go together.
         OSError: the results cannot be written.
     """
-    show_progress = accelerator.is_main_process and not config.quiet and sys.stderr.isatty()
-    if not show_progress:
-        datasets.disable_progress_bars()
+    show_progress = _shows_progress(config, accelerator)
     extractor = load_extractor(config.extractor, config.extractor_weights).to(accelerator.device)
     features_of = FeatureExtraction(extractor, accelerator, config.batch_size, config.cache_dir, show_progress)
     reference = load_reference(config, show_progress)
@@ -169,10 +209,7 @@ def evaluate(config: EvaluateConfig, accelerator: Accelerator) -> str:
         "bootstrap": config.bootstrap,
         "batch_size": config.batch_size,
     }
-    check_same_settings(config.output, settings)
-    accelerator.wait_for_everyone()  # all have looked before anyone writes
-    if accelerator.is_main_process:
-        write_manifest(config.output, settings, environment(accelerator))
+    _claim(config, settings, accelerator)
 
     real = None if reference.images is None else features_of.kept(reference.images, reference.fingerprint)
     scores: dict[str, dict[str, Score]] = {}
@@ -189,11 +226,7 @@ def evaluate(config: EvaluateConfig, accelerator: Accelerator) -> str:
         return ""
     if config.save_statistics is not None and reference.images is not None and real is not None:
         Statistics.of(real, extractor, tuple(reference.images.shape[1:])).save(config.save_statistics)
-    table = markdown_table(scores)
-    (config.output / "table.md").write_text(table)
-    entries = {name: {metric: asdict(score) for metric, score in found.items()} for name, found in scores.items()}
-    write_json(config.output / "metrics.json", {"scores": entries, **settings})
-    return table
+    return _write(config, scores, settings)
 
 
 def load_samples(name: str, config: EvaluateConfig) -> Tensor:
@@ -217,27 +250,27 @@ def load_reference(config: EvaluateConfig, show_progress: bool) -> Reference:
         ValueError: they cannot be read, are too few, or are not enough for the metrics.
     """
     path = Path(config.reference)
-    settings: dict[str, Any] = {"name": config.reference}
     if path.suffix == ".npz":
         statistics = Statistics.load(path)
         if statistics is not None:
-            return Reference({**settings, "sha256": sha256_of(path)}, statistics=statistics)
+            return Reference({"name": config.reference, "sha256": sha256_of(path)}, statistics=statistics)
         images, fingerprint = load_images(path), sha256_of(path)
     else:
-        asked = config.reference_data()
-        try:
-            data = load_cached_images(asked, show_progress)
-        except ValueError as error:  # which names settings of training
-            message = re.sub(r"\bdata\.name\b", "--reference", str(error))
-            raise ValueError(re.sub(r"\bdata\.(\w+)", r"--reference_\1", message)) from error
+        data = _load_data(config, show_progress)
         images, fingerprint = data.images, data.fingerprint
-        settings |= {name: getattr(config, name) for name in vars(config) if name.startswith("reference_")}
-    settings |= {"fingerprint": fingerprint, "num_images": len(images)}
     if len(images) < fewest_images(config.metrics):
         raise ValueError(
             f"{config.reference} holds {len(images)} images, and the metrics need {fewest_images(config.metrics)}"
         )
-    return Reference(settings, images, fingerprint)
+    return Reference(_described_reference(config, fingerprint, len(images)), images, fingerprint)
+
+
+def _load_data(config: EvaluateConfig, show_progress: bool) -> ImageData:
+    try:
+        return load_cached_images(config.reference_data(), show_progress)
+    except ValueError as error:  # which names settings of training
+        message = re.sub(r"\bdata\.name\b", "--reference", str(error))
+        raise ValueError(re.sub(r"\bdata\.(\w+)", r"--reference_\1", message)) from error
 
 
 def _check_together(
@@ -270,6 +303,36 @@ def _described(name: str, images: Tensor, fingerprint: str) -> dict[str, Any]:
     manifest = read_manifest(Path(name)) if Path(name).is_dir() else None
     made_from = {} if manifest is None else {"made_from": manifest["settings"]}
     return {"fingerprint": fingerprint, "num_images": len(images), **made_from}
+
+
+def _described_reference(config: EvaluateConfig, fingerprint: str, num_images: int) -> dict[str, Any]:
+    treatment = {name: value for name, value in vars(config).items() if name.startswith("reference_")}
+    return {"name": config.reference, **treatment, "fingerprint": fingerprint, "num_images": num_images}
+
+
+def _shows_progress(config: EvaluateConfig, accelerator: Accelerator) -> bool:
+    shown: bool = accelerator.is_main_process and not config.quiet and sys.stderr.isatty()
+    if not shown:
+        datasets.disable_progress_bars()
+    diffusers.utils.logging.disable_progress_bar()  # that of loading a model's two parts
+    return shown
+
+
+def _claim(config: EvaluateConfig, settings: dict[str, Any], accelerator: Accelerator) -> None:
+    """See that the folder is free or of the same settings, and write the manifest."""
+    check_same_settings(config.output, settings)
+    accelerator.wait_for_everyone()  # all have looked before anyone writes
+    if accelerator.is_main_process:
+        write_manifest(config.output, settings, environment(accelerator))
+
+
+def _write(config: EvaluateConfig, scores: Mapping[str, Mapping[str, Score]], settings: dict[str, Any]) -> str:
+    """The results, and their table."""
+    table = markdown_table(scores)
+    (config.output / "table.md").write_text(table)
+    entries = {name: {metric: asdict(score) for metric, score in found.items()} for name, found in scores.items()}
+    write_json(config.output / "metrics.json", {"scores": entries, **settings})
+    return table
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""ddpm-hf-evaluate --metrics bits_per_dim: how many bits a model needs for real images, term by term."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ddpm_hf.data import ImageData
+from ddpm_hf.figures import save_bound
+from ddpm_hf.likelihood import bits_per_dim
+from ddpm_hf.manifest import weights_hash
+from ddpm_hf.metrics.scores import Score
+from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
+
+
+def load_model(name: str, reference: ImageData) -> DDPMCustomPipeline:
+    """The pipeline of a folder or Hub id.
+
+    Raises:
+        ValueError: it makes other images than the reference's, or knows classes that these do not have.
+        FileNotFoundError: it is not there.
+    """
+    check_local_folder(Path(name))
+    pipe: DDPMCustomPipeline = DDPMCustomPipeline.from_pretrained(name)
+    size = pipe.unet.config.sample_size
+    shape = (pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+    if shape != reference.shape:
+        raise ValueError(
+            f"{name} makes images of {shape} and {reference.name} has {reference.shape} (channels, height, width); "
+            "give images like those that it was trained on"
+        )
+    if pipe.unet.config.num_class_embeds is not None and reference.labels is None:
+        raise ValueError(f"{name} knows classes and {reference.name} has no labels; give images with labels")
+    return pipe
+
+
+def described(name: str, pipe: DDPMCustomPipeline, method: str) -> dict[str, Any]:
+    """What the manifest says of the model."""
+    config = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
+    return {"model": name, "weights_sha256": weights_hash(pipe.unet), "scheduler": config, "likelihood": method}
+
+
+def score_model(
+    pipe: DDPMCustomPipeline,
+    reference: ImageData,
+    method: str,
+    batch_size: int,
+    output: Path,
+    accelerator: Accelerator,
+    show_progress: bool,
+) -> dict[str, Score]:
+    """The mean of all images and its standard error; each image's figure and terms go to a file, and to a picture.
+
+    Args:
+        pipe: The model.
+        reference: The images.
+        method: One of `likelihood.METHODS`.
+        batch_size: Images computed at once by each process.
+        output: Folder for bits_per_dim.npz, with ``values`` ``(N,)`` and, of the bound, ``terms`` ``(N, T + 1)``; and
+            for bits_per_dim.png, the terms over time.
+        accelerator: Its processes share the work.
+        show_progress: A bar.
+    """
+    pipe.to(accelerator.device)
+    labels = reference.labels if pipe.unet.config.num_class_embeds is not None else None
+    found = bits_per_dim(
+        pipe,
+        torch.as_tensor(reference.images),
+        accelerator,
+        method,
+        batch_size=batch_size,
+        class_labels=labels,
+        show_progress=show_progress,
+    )
+    if accelerator.is_main_process:
+        arrays = {"values": found.values.numpy()}
+        if found.terms is not None:
+            arrays["terms"] = found.terms.numpy()
+            save_bound(output / "bits_per_dim.png", found.terms)
+        np.savez(output / "bits_per_dim.npz", allow_pickle=False, **arrays)
+    return {f"bits_per_dim@{len(reference)}": Score(found.mean, found.standard_error)}
