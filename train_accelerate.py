@@ -23,6 +23,7 @@ from ddpm_hf.checkpoints import SaveError
 from ddpm_hf.command_line import fail, parse_config
 from ddpm_hf.config import Config
 from ddpm_hf.dry_run import cost_of, shortened
+from ddpm_hf.hub import NOT_PUSHED
 from ddpm_hf.launch import STOPPED, start_processes
 from ddpm_hf.losses import training_loss
 from ddpm_hf.run import Run, Stopped
@@ -31,6 +32,7 @@ from ddpm_hf.training import learning_rate
 
 def main() -> None:
     config = parse_config(sys.argv[1:], default_recipe=Path(__file__).parent / "configs" / "train" / "digits.yaml")
+    not_pushed = None
     try:
         accelerator = start_processes(
             config.threads,
@@ -48,6 +50,7 @@ def main() -> None:
             run.finish(scores, images)
             if accelerator.is_main_process:
                 print(run.report(scores))
+            not_pushed = run.publisher.close() if run.publisher else None
         accelerator.end_training()
     except Stopped as stopped:
         fail(str(stopped), status=STOPPED)
@@ -55,6 +58,8 @@ def main() -> None:
         fail(str(error), status=1)
     except (ValueError, NotImplementedError, OSError) as error:
         fail(str(error))
+    if not_pushed:
+        fail(not_pushed, status=NOT_PUSHED)
 
 
 def train(run: Run) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -11,7 +12,10 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ddpm_hf.hub import Repository, told_in_one_sentence
 from ddpm_hf.images import to_pil, to_uint8, to_unit_range
+from ddpm_hf.model_card import Subject, model_card
+from ddpm_hf.public_files import public_files
 from ddpm_hf.sampling import denoise, generators_of, image_shape
 from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
 from ddpm_hf.unet import UNet2DModel
@@ -152,6 +156,41 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
                 index[name] = ["diffusers", entry[1]]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        variant: str | None = None,
+        license: str = "apache-2.0",
+    ) -> str:
+        """Push the pipeline and a card, which keeps what a user has edited in it.
+
+        Args:
+            repo_id: OWNER/NAME; made where it is not there yet.
+            commit_message: title of the commit.
+            private: make it private, where it is made.
+            token: in place of HF_TOKEN and of the one that `hf auth login` has stored.
+            variant: part of the weights' file name, as for `save_pretrained`.
+            license: of the model, for its card.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            ValueError: the id has another form.
+            PushError: it did not work, in one sentence.
+        """
+        repository = Repository(repo_id, private=bool(private), token=token)
+        repository.prepare()
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, variant=variant)
+            files = public_files(Path(folder), "*.json", "unet/*", "scheduler/*")
+            subject = Subject(repo_id, license, dict(self.unet.config))
+            message = commit_message or f"Upload {type(self).__name__}"
+            return repository.commit(files, message, lambda present: model_card(subject, present))
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """As diffusers', with our classes, from a folder or a Hub id.
@@ -159,9 +198,11 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         Raises:
             ValueError: if it holds another kind of pipeline.
             FileNotFoundError: if a local folder is missing, or is no pipeline's.
+            OSError: if it cannot be had from the Hub, in one sentence.
         """
         check_local_folder(Path(pretrained_model_name_or_path))
-        return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+        with told_in_one_sentence(str(pretrained_model_name_or_path)):
+            return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -21,9 +21,11 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ddpm_hf.command_line import fail, parse_settings
+from ddpm_hf.hub import NOT_PUSHED, PushError, Repository
 from ddpm_hf.launch import environment, start_processes
 from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
+from ddpm_hf.publish import prepare_once, samples_push
 from ddpm_hf.sample_files import PNGFolder, sample_files
 from ddpm_hf.sampling import options_for
 from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
@@ -60,6 +62,9 @@ class SampleConfig:
         batch_size: Images computed at once by each process.
         format: png (a file each), npz (one file as ADM's) or parquet (a data set for load_dataset).
         revision: Of a model on the Hub: branch, tag or commit.
+        push_to_hub: OWNER/NAME of a data set on the Hub that the images become; for parquet.
+        hub_private_repo: Make that data set private, where it is not there yet.
+        hub_license: Of the images, for its card.
         dtype: Of the network.
         compile: Run the network through torch.compile.
         threads: CPU threads of each process; null shares the usable cores out.
@@ -79,6 +84,9 @@ class SampleConfig:
     batch_size: int = 128
     format: Literal["png", "npz", "parquet"] = "png"
     revision: str | None = None
+    push_to_hub: str | None = None
+    hub_private_repo: bool = False
+    hub_license: str = "apache-2.0"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     compile: bool = False
     threads: int | None = None
@@ -92,6 +100,8 @@ class SampleConfig:
             raise ValueError(f"seed is {self.seed} and must be 0 or more")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler is {self.scheduler!r} and must be one of {', '.join(SCHEDULERS)}")
+        if self.push_to_hub is not None and self.format != "parquet":
+            raise ValueError(f"push_to_hub takes a data set, and format is {self.format}; give --format parquet")
 
 
 def main() -> None:
@@ -100,11 +110,21 @@ def main() -> None:
     try:
         accelerator = start_processes(config.threads)
         diffusers.utils.logging.disable_progress_bar()  # that of loading a model's two parts
+        diffusers.utils.logging.set_verbosity_error()  # a model that cannot be had is told of once
         datasets.disable_progress_bars()
         made = sample(config, accelerator)
         if accelerator.is_main_process and not config.quiet:
             print(f"{config.output}: {made}")
+        if config.push_to_hub and accelerator.is_main_process:
+            push = samples_push(config.output, config.push_to_hub, config.hub_license)
+            print(push.to(Repository(config.push_to_hub, "dataset")))
         accelerator.end_training()
+    except PushError as error:
+        fail(
+            f"the images are in {config.output} and were not pushed ({error}); 'ddpm-hf-push {config.output} "
+            f"{config.push_to_hub}' finishes that",
+            status=NOT_PUSHED,
+        )
     except (ValueError, NotImplementedError, OSError) as error:
         fail(str(error))
 
@@ -144,6 +164,8 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
     }
     options_for(pipe.scheduler, {"eta": config.eta})  # refuses one that the scheduler lacks, before anything is written
     check_same_settings(config.output, settings)
+    if config.push_to_hub:
+        prepare_once(Repository(config.push_to_hub, "dataset", config.hub_private_repo), accelerator)
     files = sample_files(config.output, config.format)
     missing = set(files.missing(seeds))
     batches = [seeds[start : start + config.batch_size] for start in range(0, len(seeds), config.batch_size)]
