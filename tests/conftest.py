@@ -46,11 +46,11 @@ def _clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
 
 
 @pytest.fixture
-def clients(_clients: Clients) -> Iterator[Clients]:
+def clients(_clients: Clients) -> Clients:
     """Processes with the real clients, and in ``clients.hub`` an empty Hub where "hf_me" may write as "me"."""
     _clients.hub.reset()
     _clients.hub.accounts |= {"hf_me": Account("me"), "hf_reader": Account("me", can_write=False)}
-    yield _clients
+    return _clients
 
 
 @pytest.fixture

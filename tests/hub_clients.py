@@ -95,7 +95,8 @@ class Clients:
     def trained(self, folder: Path, *arguments: object, **options: Any) -> tuple[int, str]:
         """Run it to whatever end: exit status of the first process, and what it said."""
         runs = self.train(folder, *arguments, **options)
-        return [run.wait() for run in runs][0], "".join(run.said() for run in runs)
+        statuses = [run.wait() for run in runs]
+        return statuses[0], "".join(run.said() for run in runs)
 
     def _ask(self, task: dict[str, Any]) -> int:
         assert self._server.stdin is not None

@@ -95,8 +95,7 @@ def ended(output_dir: Path, *arguments: object, processes: int = 1, fault: Fault
 
 def start_processes_of(processes: int, function: Callable[..., None], *arguments: object) -> None:
     """Call a function in several connected processes, which must all end well."""
-    worlds = worlds(processes)
-    started = [_context.Process(target=_call, args=(world, function, arguments)) for world in worlds]
+    started = [_context.Process(target=_call, args=(world, function, arguments)) for world in worlds(processes)]
     for process in started:
         process.start()
     for process in started:

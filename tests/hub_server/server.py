@@ -81,6 +81,11 @@ class Hub:
             self._server.server_close()
             self._server = None
 
+    def vanish(self) -> Trouble:
+        """As a fault: be gone from this request on."""
+        threading.Thread(target=self.stop).start()
+        return Trouble(drop="before")
+
     def __enter__(self) -> "Hub":
         return self
 
