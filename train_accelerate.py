@@ -4,6 +4,7 @@
     accelerate launch train_accelerate.py --seed 1 --output_dir runs/digits-1     another seed, elsewhere
     accelerate launch --multi_gpu --num_processes 2 train_accelerate.py           two processes, also without a GPU
     accelerate launch train_accelerate.py --config configs/train/cifar10.yaml --dry_run     what a run would cost
+    accelerate launch train_accelerate.py --push_to_hub --hub_model_id me/ddpm-digits       and to the Hub (docs/hub.md)
     python train_accelerate.py --help                                             every setting
 
 Processes and precision come from the launcher (configs/accelerate), all else from a recipe (configs/train) and the

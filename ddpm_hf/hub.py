@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, set_client_factory
@@ -31,8 +31,10 @@ from ddpm_hf.public_files import Files
 
 NOT_PUSHED = 69
 """Exit status of a command that did all its work and could not push it: EX_UNAVAILABLE."""
-WAITS = (2, 8, 30, 60)
-"""Seconds between the attempts at one push; each attempt has retries of its own inside."""
+WAITS = (1, 2, 4, 8, 15, 30, 60)
+"""Seconds between the attempts at one thing; most requests have retries of their own inside."""
+AT_THE_START = 4
+"""How many of these waits somebody takes who sits before a run that is to begin."""
 SILENCE = 120
 """Seconds without a byte after which a connection counts as lost."""
 PASSING = (408, 412, 429, 500, 502, 503, 504)
@@ -89,16 +91,9 @@ class Repository:
                 f"pushing to {self.id} needs a token, and there is none; give --hub_token or HF_TOKEN, or run "
                 "'hf auth login'"
             )
-        _try_often(self._prepare, self.id)
-
-    def _prepare(self) -> None:
+        files = _try_often(self._found_or_made, self.id, AT_THE_START)
         api = _api(self.token)
-        try:
-            files = api.list_repo_files(self.id, repo_type=self.kind)
-        except RepositoryNotFoundError:
-            api.create_repo(self.id, repo_type=self.kind, private=self.private or None, exist_ok=True)
-            files = []
-        api.auth_check(self.id, repo_type=self.kind, write=True)
+        _try_often(lambda: api.auth_check(self.id, repo_type=self.kind, write=True), self.id, AT_THE_START)
         # The file that tells ours, and what may be there without it.
         ours = "model_index.json" if self.kind == "model" else "manifest.json"
         harmless = (".gitattributes", "*.md", "LICENSE*", "*.py", "*.png")
@@ -108,9 +103,18 @@ class Repository:
                 f"{self.id} holds something else ({', '.join(strangers[:3])}, and no {ours}); give another id"
             )
         if ours in files and self.kind == "model":
-            index = Path(api.hf_hub_download(self.id, ours)).read_text()
+            index = _try_often(lambda: Path(api.hf_hub_download(self.id, ours)).read_text(), self.id, AT_THE_START)
             if '"UNet2DModel"' not in index:
                 raise PushError(f"{self.id} holds a pipeline of another kind (see its {ours}); give another id")
+
+    def _found_or_made(self) -> list[str]:
+        """The files there."""
+        api = _api(self.token)
+        try:
+            return list(api.list_repo_files(self.id, repo_type=self.kind))
+        except RepositoryNotFoundError:
+            api.create_repo(self.id, repo_type=self.kind, private=self.private or None, exist_ok=True)
+            return []
 
     def commit(
         self, files: Files, message: str, card: Write | None = None, branch: str = "main", mirror: bool = False
@@ -134,15 +138,19 @@ class Repository:
 
     def _commit(self, files: Files, message: str, card: Write | None, branch: str, mirror: bool) -> str:
         api = _api(self.token)
+
+        def ask(method: Callable[..., Result], *arguments: str, **options: Any) -> Result:
+            # Each question is asked until it is answered: if a third of all fail, a row of them seldom gets through.
+            return _try_often(lambda: method(self.id, *arguments, repo_type=self.kind, **options), self.id)
+
         if branch != "main":
-            api.create_branch(self.id, repo_type=self.kind, branch=branch, exist_ok=True)
-        head = api.repo_info(self.id, repo_type=self.kind, revision=branch).sha
-        there = set(api.list_repo_files(self.id, repo_type=self.kind, revision=head))
+            ask(api.create_branch, branch=branch, exist_ok=True)
+        head = ask(api.repo_info, revision=branch).sha
+        there = set(ask(api.list_repo_files, revision=head))
         if card is not None:
             present = None
             if "README.md" in there:
-                path = api.hf_hub_download(self.id, "README.md", repo_type=self.kind, revision=head)
-                present = Path(path).read_text()
+                present = Path(ask(api.hf_hub_download, "README.md", revision=head)).read_text()
             files = {**files, "README.md": card(present).encode()}
         gone = there - files.keys() - {".gitattributes"} if mirror else set()
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -199,8 +207,8 @@ def explain(error: BaseException, repository: str) -> str:
     return f"{repository}: {' '.join(str(error).split())}"
 
 
-def _try_often(attempt: Callable[[], Result], repository: str) -> Result:
-    for wait in (*WAITS, None):
+def _try_often(attempt: Callable[[], Result], repository: str, times: int | None = None) -> Result:
+    for wait in (*WAITS[:times], None):
         try:
             return attempt()
         except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:

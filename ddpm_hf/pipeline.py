@@ -1,6 +1,7 @@
 """DDPMCustomPipeline: a network and a scheduler that make images, in a folder that plain diffusers reads too."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -213,7 +214,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         """
         config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
-        _check_index(index, str(pretrained_model_name_or_path))
+        _check_index(index, _name_of(str(pretrained_model_name_or_path)))
         for name, entry in index.items():
             if isinstance(entry, list | tuple) and entry[0] == "diffusers" and entry[1] in OURS:
                 index[name] = [OURS[entry[1]].__module__, entry[1]]
@@ -271,6 +272,12 @@ def check_local_folder(path: Path) -> None:
     is_hub_id = len(path.parts) <= 2 and not path.is_absolute() and path.parts[:1] not in ((".",), ("..",), ("~",))
     if not path.exists() and not is_hub_id:
         raise FileNotFoundError(f"{path} does not exist; give a pipeline's folder, or a Hub id such as owner/name.")
+
+
+def _name_of(folder: str) -> str:
+    """OWNER/NAME of a folder in the cache of the Hub's files; others as they are."""
+    found = re.search(r"models--([^/\\]+)[/\\]snapshots", folder)
+    return found[1].replace("--", "/") if found else folder
 
 
 def _check_index(index: dict[str, Any], source: str) -> None:

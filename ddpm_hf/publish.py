@@ -6,6 +6,7 @@ branch "checkpoints" holds nothing but the newest checkpoint, optimizer state in
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -19,7 +20,8 @@ import httpx2
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import snapshot_download
+from huggingface_hub import model_info, snapshot_download
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ddpm_hf.checkpoints import step_of, what_is_broken
 from ddpm_hf.hub import PushError, Repository, Write, explain
@@ -137,12 +139,18 @@ def download_checkpoint(resume: str) -> Path:
     """
     name, _, revision = resume.removeprefix("hub:").partition("@")
     repository = Repository(name)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    checkpoint = None
     try:
-        files = ["step-*/**", "metrics.jsonl"]
-        folder = Path(snapshot_download(repository.id, revision=revision or CHECKPOINTS, allow_patterns=files))
+        info = model_info(repository.id, revision=revision or CHECKPOINTS)
+        folders = {sibling.rfilename.partition("/")[0] for sibling in info.siblings or []}
+        steps = [Path(name) for name in folders if re.fullmatch(r"step-\d+", name)]
+        if steps:
+            files = [f"{max(steps, key=step_of)}/**", "metrics.jsonl"]
+            checkpoint = newest_complete(Path(snapshot_download(name, revision=info.sha, allow_patterns=files)))
     except (OSError, ValueError, httpx2.HTTPError) as error:
         raise ValueError(f"--resume {resume}: {explain(error, name)}") from error
-    checkpoint = newest_complete(folder)
     if checkpoint is None:
         raise ValueError(
             f"--resume {resume}: no complete checkpoint is there; a run with --hub_strategy checkpoints puts one there"
@@ -267,7 +275,7 @@ class Publisher:
                 self._problem = None
             except PushError as error:
                 self._problem = str(error)
-                print(f"Note: a push did not work, training goes on: {error}.", file=sys.stderr)
+                print(f"Note: a push did not work: {error}.", file=sys.stderr)
             except Exception as error:  # a defect here must not end the thread without a word
                 self._problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
             finally:

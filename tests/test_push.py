@@ -126,8 +126,8 @@ def test_a_push_gets_through_and_training_is_the_same(
     assert status == 0, said
     assert_same_training(tmp_path / "run", plain)
     assert_whole(hub, "me/troubled", tmp_path / "run")
-    titles = hub.model("me/troubled").titles()
-    assert len(titles) == len(set(zip(titles, titles[1:], strict=False))) + 1  # nothing is committed twice
+    commits = hub.model("me/troubled").commits
+    assert all(c.parent is None or c.files != commits[c.parent].files for c in commits.values())  # none came twice
 
 
 @pytest.mark.parametrize("end", ["the token expires", "the Hub is gone"])
@@ -142,10 +142,8 @@ def test_a_push_that_fails_is_told_and_finished_later(
     assert status == 69, said
     last = said.strip().splitlines()[-1]
     reason = {"the token expires": "does not take the token", "the Hub is gone": "cannot be reached"}[end]
-    assert (
-        f"everything is saved, and not all of it pushed (the Hub {reason.removeprefix('the Hub ')}" in last
-        or reason in last
-    )
+    assert "everything is saved, and not all of it pushed (the Hub" in last
+    assert reason in last
     assert f"'ddpm-hf-push {run} me/later --checkpoints' finishes that" in last
     assert "Traceback" not in said
     assert_same_training(run, plain)
@@ -201,7 +199,6 @@ def test_what_cannot_be_pushed_is_refused_before_training(
 def test_another_machine_goes_on_from_the_hub_to_the_same_bits(
     clients: Clients, hub: Hub, plain: Path, tmp_path: Path
 ) -> None:
-    hub.accounts["hf_short"] = Account("me")
     status, said = clients.trained(tmp_path / "first", *SHORT, *pushing("moved", "checkpoints"), HF_TOKEN="hf_me")
     assert status == 0, said
     commits = hub.model("me/moved").commits

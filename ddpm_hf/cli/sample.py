@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ddpm_hf.command_line import fail, parse_settings
-from ddpm_hf.hub import NOT_PUSHED, PushError, Repository
+from ddpm_hf.hub import NOT_PUSHED, PushError, Repository, told_in_one_sentence
 from ddpm_hf.launch import environment, start_processes
 from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
@@ -193,7 +193,8 @@ def load_pipeline(config: SampleConfig) -> tuple[DDPMCustomPipeline, str | None]
     options: dict[str, Any]
     check_local_folder(Path(config.model))
     if not Path(config.model).exists():
-        folder = DDPMCustomPipeline.download(config.model, revision=config.revision)
+        with told_in_one_sentence(config.model):
+            folder = DDPMCustomPipeline.download(config.model, revision=config.revision)
         commit = Path(folder).name
     pipe = DDPMCustomPipeline.from_pretrained(folder, dtype=DTYPES[config.dtype])
     scheduler, options = type(pipe.scheduler), {}

@@ -3,6 +3,7 @@
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,9 +30,15 @@ Fault = Callable[[str], Trouble | None]
 
 
 def failing(share: float, seed: int) -> Fault:
-    """This share of all requests is answered with 500."""
-    chance = random.Random(seed)
-    return lambda request: Trouble(status=500) if chance.random() < share else None
+    """This share of all requests is answered with 500; which, depends only on how often that one was made."""
+    made: Counter[str] = Counter()
+
+    def fault(request: str) -> Trouble | None:
+        made[request] += 1
+        chance = random.Random(f"{seed} {request} {made[request]}").random()
+        return Trouble(status=500) if chance < share else None
+
+    return fault
 
 
 def failing_at(pattern: str, times: int = 1) -> Fault:
