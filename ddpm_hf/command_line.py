@@ -174,7 +174,7 @@ def _make_parser(default_recipe: Path) -> ArgumentParser:
         default="auto",
         help="auto goes on from the newest complete checkpoint in output_dir, if there is one; never starts anew and "
         "replaces what is there; a path goes on from that checkpoint, and hub:OWNER/NAME[@REVISION] from the one that "
-        "--hub_strategy checkpoints has put on the Hub, or a newer one in output_dir.",
+        "a run with the hub_strategy checkpoints has put on the Hub, or from a newer one in output_dir.",
     )
     parser.add_argument(
         "--dry_run",

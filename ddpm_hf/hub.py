@@ -214,7 +214,9 @@ def _try_often(attempt: Callable[[], Result], repository: str, times: int | None
         except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
             cause = _cause(error)
             passing = isinstance(cause, httpx2.TransportError) or (
-                isinstance(cause, HfHubHTTPError) and cause.response.status_code in PASSING
+                cause.response.status_code in PASSING
+                if isinstance(cause, HfHubHTTPError)
+                else isinstance(error, RuntimeError)  # Xet's client has no other name for a lost connection
             )
             if wait is None or not passing:
                 raise PushError(explain(error, repository)) from error

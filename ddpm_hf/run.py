@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ddpm_hf.batches import Batch, Batches, seed_from
 from ddpm_hf.checkpoints import (
     Checkpoints,
+    SaveError,
     TrainingState,
     averages_of,
     record_of,
@@ -44,7 +45,7 @@ CHANGES_ROUNDING = ("device", "processes", "threads_per_process", "mixed_precisi
 
 
 TIME_TO_STOP = 20
-"""Seconds that a push may take when a signal has come: who sends one seldom waits for more than 30."""
+"""Seconds that a push may take when a run ends early: who sends a signal seldom waits for more than 30."""
 
 
 class Stopped(Exception):
@@ -190,7 +191,13 @@ class Run:
             for step, micro_batches in bar:
                 yield step, micro_batches
                 self.seconds["training"] += time.perf_counter() - since
-                self._after_step(stop.agreed(), bar)
+                try:
+                    self._after_step(stop.agreed(), bar)
+                except (Stopped, FloatingPointError, SaveError) as end:
+                    problem = self.publisher.close(TIME_TO_STOP) if self.publisher else None
+                    end.args = (f"{end}; {problem}" if problem else str(end),)
+                    self.accelerator.wait_for_everyone()  # a launcher ends the one that pushes with the first to end
+                    raise
                 since = time.perf_counter()
 
     def _after_step(self, stopping: bool, bar: Any) -> None:
@@ -222,11 +229,7 @@ class Run:
             self._save()
         if stopping:
             done = f"step {state.step} of {training.steps}"
-            problem = self.publisher.close(TIME_TO_STOP) if self.publisher else None
-            raise Stopped(
-                f"stopped by a signal; {done} is saved, and the same command goes on from there"
-                + (f"; {problem}" if problem else "")
-            )
+            raise Stopped(f"stopped by a signal; {done} is saved, and the same command goes on from there")
 
     def _save(self) -> None:
         with self._timed("saving"):

@@ -1,6 +1,10 @@
 """Training that pushes: what arrives, whatever the Hub does meanwhile, and what training itself gives."""
 
 import json
+import os
+import re
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +162,22 @@ def test_a_push_that_fails_is_told_and_finished_later(
     before = hub.model("me/later").titles()
     assert clients.run(push.main, run, "me/later", "--checkpoints", HF_TOKEN="hf_me")[0] == 0
     assert hub.model("me/later").titles() == before
+
+
+def test_a_signal_lets_a_push_end_and_tells_of_one_that_does_not(clients: Clients, hub: Hub, tmp_path: Path) -> None:
+    for name, fault in (("quick", slow(0.01)), ("stuck", failing(1.0, seed=0))):
+        steps = ["--training.steps", 5000, "--training.checkpoint_every", 10, *pushing(name)]
+        [run] = clients.train(tmp_path / name, *steps, HF_TOKEN="hf_me")
+        while not hub.repositories or not hub.asked(f"POST .*{name}/(commit|preupload)"):
+            time.sleep(0.01)
+        hub.faults.append(fault)
+        os.kill(run.pid, signal.SIGTERM)
+        assert run.wait() == 75, run.said()
+        step = int(re.findall(r"step (\d+) of 5000 is saved", run.said())[0])
+        if name == "quick":
+            assert hub.model("me/quick").titles()[0] == f"Model after {step} steps"
+        else:
+            assert f"'ddpm-hf-push {tmp_path / name} me/{name}' finishes that" in run.said()
 
 
 def test_one_of_two_processes_creates_and_pushes(clients: Clients, hub: Hub, tmp_path: Path) -> None:
