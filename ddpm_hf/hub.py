@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils._http import default_client_factory, get_session
 from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -245,5 +245,6 @@ def _client() -> httpx2.Client:
 
 def _api(token: str | None) -> HfApi:
     disable_progress_bars()
-    set_client_factory(_client)
+    if get_session().timeout.read is None:  # once: a change closes connections that a streamed data set may have
+        set_client_factory(_client)
     return HfApi(token=token)

@@ -89,6 +89,9 @@ def model_push(run: Path, repository: str, license: str, checkpoint: Path | None
     elif grids := sorted((run / "samples").glob("step-*.png")):
         files["samples/grid.png"] = grids[-1]
     config = yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").exists() else {}
+    data = config.get("data", {})
+    if data and Path(data["name"]).exists():
+        data["name"] = Path(data["name"]).name  # or a folder such as my/pictures would pass for an id
     subject = Subject(
         repository,
         license,

@@ -106,7 +106,7 @@ class Run:
             restore(self.resumed, self.state)
         self.publisher: Publisher | None = None
         self._repository: Repository | None = None
-        if config.push_to_hub:
+        if config.push_to_hub and not config.dry_run:
             self._repository = Repository(config.hub_model_id or "", private=config.hub_private_repo)
             prepare_once(self._repository, accelerator)
 

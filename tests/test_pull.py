@@ -173,6 +173,7 @@ def pull(name: str, options: dict[str, Any]) -> str:
         ("me/open", {"revision": "nope"}, "me/open has no such revision"),
         ("me/bert", {}, "me/bert has no model_index.json: it holds something else"),
         ("me/stable", {}, "me/stable holds a StableDiffusionPipeline"),
+        ("me/pickled", {}, "safetensors"),
     ],
 )
 def test_what_cannot_be_pulled_is_one_sentence(
@@ -183,6 +184,9 @@ def test_what_cannot_be_pulled_is_one_sentence(
     put(hub, "me/open", model)
     put(hub, "you/gated", model, gated=True)
     hub.add("me/bert", files={"config.json": b"{}"})
+    put(hub, "me/pickled", model)
+    hub.model("me/pickled").put({"unet/diffusion_pytorch_model.bin": b"x"})
+    hub.model("me/pickled").remove("unet/diffusion_pytorch_model.safetensors")
     parts = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
     hub.add("me/stable", files={"model_index.json": json.dumps(parts).encode()})
     said = clients.result(pull, name, options)

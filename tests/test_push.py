@@ -216,6 +216,13 @@ def test_what_cannot_be_pushed_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_does_not_ask_the_hub(clients: Clients, hub: Hub, tmp_path: Path) -> None:
+    status, said = clients.trained(tmp_path / "run", *pushing("dry"), "--dry_run", HF_TOKEN="hf_me")
+    assert status == 0, said
+    assert "Dry run" in said
+    assert not hub.asked("dry")
+
+
 def test_another_machine_goes_on_from_the_hub_to_the_same_bits(
     clients: Clients, hub: Hub, plain: Path, tmp_path: Path
 ) -> None:

@@ -101,6 +101,10 @@ class Repository:
         changed = {path: File(content, is_large(path)) for path, content in files.items()}
         return self._add(branch, self._next(branch, changed, [], title))
 
+    def remove(self, path: str) -> None:
+        """Commit without a file."""
+        self._add("main", self._next("main", {}, [path], "by the test"))
+
     def apply(self, branch: str, lines: Iterable[dict[str, Any]], decode: Any) -> str:
         """A commit as its client sends it: lines of header, file, lfsFile, deletedFile and deletedFolder.
 

@@ -216,13 +216,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     # The pages.
 
-    def whoami(self, account: Account | None) -> Callable[[], None]:
-        if account is None:
-            raise Refusal(401, "Invalid username or password.")
-        role = "write" if account.can_write else "read"
-        content = {"type": "user", "name": account.user, "orgs": [], "auth": {"accessToken": {"role": role}}}
-        return lambda: self._json(content)
-
     def create(self, account: Account | None) -> Callable[[], None]:
         asked = json.loads(self.body)
         kind = {"dataset": "datasets"}.get(asked.get("type"), "models")
@@ -280,22 +273,6 @@ class _Handler(BaseHTTPRequestHandler):
             if deep or len(parts) == 1:
                 entries[path] = _entry(path, file)
         return lambda: self._json(list(entries.values()))
-
-    def paths_info(self, account: Account | None, kind: str, name: str, revision: str) -> Callable[[], None]:
-        _, commit = self._commit(self._repository(account, kind, name), revision)
-        if "json" in self.headers.get("Content-Type", ""):
-            paths = json.loads(self.body)["paths"]
-        else:
-            paths = parse_qs(self.body.decode())["paths"]
-        entries = [_entry(path, commit.files[path]) for path in paths if path in commit.files]
-        folders = [p for p in paths if any(path.startswith(f"{p}/") for path in commit.files)]
-        entries += [{"type": "directory", "oid": "0" * 40, "size": 0, "path": path} for path in folders]
-        return lambda: self._json(entries)
-
-    def refs(self, account: Account | None, kind: str, name: str) -> Callable[[], None]:
-        branches = self._repository(account, kind, name).branches
-        content = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": key} for n, key in branches.items()]
-        return lambda: self._json({"branches": content, "tags": [], "converts": []})
 
     def branch(self, account: Account | None, kind: str, name: str, branch: str) -> Callable[[], None]:
         repository = self._repository(account, kind, name, "write")
@@ -406,14 +383,11 @@ def _faults_of_card(data: dict[str, Any]) -> Iterator[str]:
 _R = r"([\w.-]+/[\w.-]+)"
 _API = rf"/api/(models|datasets)/{_R}"
 _ROUTES: list[tuple[str, Callable[..., Callable[[], None]]]] = [
-    (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/repos/create", _Handler.create),
     (r"POST /api/validate-yaml", _Handler.validate_yaml),
     (rf"GET {_API}/auth-check(/write)?", _Handler.auth_check),
     (rf"GET {_API}(?:/revision/(.+))?", _Handler.info),
     (rf"GET {_API}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
-    (rf"POST {_API}/paths-info/(.+)", _Handler.paths_info),
-    (rf"GET {_API}/refs", _Handler.refs),
     (rf"POST {_API}/branch/(.+)", _Handler.branch),
     (rf"POST {_API}/preupload/(.+)", _Handler.preupload),
     (rf"POST {_API}/commit/(.+)", _Handler.commit),
