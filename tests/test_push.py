@@ -134,6 +134,23 @@ def test_a_push_gets_through_and_training_is_the_same(
     assert all(c.parent is None or c.files != commits[c.parent].files for c in commits.values())  # none came twice
 
 
+def test_a_card_that_is_edited_while_we_push_keeps_the_edit(clients: Clients, hub: Hub, tmp_path: Path) -> None:
+    edits: list[str] = []
+
+    def edit(request: str) -> None:
+        if "/commit/main" in request and not edits:
+            edits.append(hub.model("me/edited").put({"README.md": b"---\nlicense: mit\n---\nCite me.\n"}))
+
+    hub.faults.append(edit)
+    status, said = clients.trained(tmp_path / "run", *SHORT, *pushing("edited", "end"), HF_TOKEN="hf_me")
+    assert status == 0, said
+    assert edits
+    card = hub.model("me/edited").files()["README.md"].decode()
+    assert "license: mit" in card
+    assert "library_name: diffusers" in card
+    assert card.endswith("Cite me.\n")
+
+
 @pytest.mark.parametrize("end", ["the token expires", "the Hub is gone"])
 def test_a_push_that_fails_is_told_and_finished_later(
     clients: Clients, hub: Hub, plain: Path, tmp_path: Path, end: str
