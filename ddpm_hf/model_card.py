@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 from huggingface_hub import CardData, DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 
+LICENSE = "apache-2.0"
+"""Of models and samples for which no other is given."""
 TASK = "unconditional-image-generation"
 BY = "ddpm_hf"
 """Marks scores of ours, which the next push replaces."""

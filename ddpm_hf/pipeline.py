@@ -223,7 +223,12 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
 
 def _adopt_unet(unet: Any) -> Any:
     """Our class with the same weights (shared, not copied) in the place of diffusers' UNet2DModel."""
-    if isinstance(unet, UNet2DModel) or not isinstance(unet, diffusers.UNet2DModel):
+    if isinstance(unet, UNet2DModel):
+        origin = unet.config.get("_name_or_path", "")  # diffusers would save this machine's path in config.json
+        if Path(origin).is_absolute():
+            unet.register_to_config(_name_or_path=Path(origin).name)
+        return unet
+    if not isinstance(unet, diffusers.UNet2DModel):
         return unet
     with torch.device("meta"):
         ours = UNet2DModel.from_config(unet.config)

@@ -7,6 +7,7 @@ branch "checkpoints" holds nothing but the newest checkpoint, optimizer state in
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ddpm_hf.checkpoints import step_of, what_is_broken
 from ddpm_hf.hub import PushError, Repository, Write, explain
-from ddpm_hf.model_card import Subject, dataset_card, model_card, read_json
+from ddpm_hf.model_card import LICENSE, Subject, dataset_card, model_card, read_json
 from ddpm_hf.public_files import Files, public, public_files
 
 CHECKPOINTS = "checkpoints"
@@ -167,6 +168,13 @@ def download_checkpoint(resume: str) -> Path:
     return checkpoint
 
 
+def command_to_finish(folder: Path, repository: str, license: str, checkpoints: bool = False) -> str:
+    """The command line that pushes what could not be pushed."""
+    command = ["ddpm-hf-push", str(folder), repository]
+    command += ["--hub_license", license] if license != LICENSE else []
+    return shlex.join([*command, "--checkpoints"] if checkpoints else command)
+
+
 def prepare_once(repository: Repository, accelerator: Accelerator) -> None:
     """Have one process make the repository and see that it may write there, before hours of work rely on it.
 
@@ -237,11 +245,8 @@ class Publisher:
         problem = self._unready or self._problem
         if problem is None:
             return None
-        also = " --checkpoints" if self._strategy == "checkpoints" else ""
-        return (
-            f"everything is saved, and not all of it pushed ({problem}); 'ddpm-hf-push {self._run} "
-            f"{self._repository.id}{also}' finishes that"
-        )
+        command = command_to_finish(self._run, self._repository.id, self._license, self._strategy == "checkpoints")
+        return f"everything is saved, and not all of it pushed ({problem}); '{command}' finishes that"
 
     def _pushes(self, checkpoint: Path | None) -> list[Push]:
         pushes = [model_push(self._run, self._repository.id, self._license, checkpoint)]

@@ -43,8 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "manifest": set(),
     "sample_files": {"images"},
     "cli": {
-        *("command_line", "hub", "launch", "manifest", "pipeline", "publish", "sample_files", "sampling"),
-        "schedulers",
+        *("command_line", "hub", "launch", "manifest", "model_card", "pipeline", "publish", "sample_files"),
+        *("sampling", "schedulers"),
     },
     "dry_run": {"config", "metrics_log"},
     "assets": {"config", "data", "images", "metrics"},

@@ -83,7 +83,9 @@ def test_samples_are_published_as_a_data_set(clients: Clients, hub: Hub, tmp_pat
         hub.faults.append(dropped("POST .*/commit", times=20))
     status, said = clients.run(sample.main, *asked, HF_TOKEN="hf_me")
     if lost:
-        assert (status, f"'ddpm-hf-push {folder} {name}' finishes that" in said) == (69, True), said
+        assert (status, f"'ddpm-hf-push {folder} {name} --hub_license cc0-1.0' finishes that" in said) == (69, True), (
+            said
+        )
         hub.faults.clear()
         status, said = clients.run(push.main, folder, name, "--hub_license", "cc0-1.0", HF_TOKEN="hf_me")
     assert status == 0, said

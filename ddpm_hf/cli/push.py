@@ -13,6 +13,7 @@ from typing import Literal
 
 from ddpm_hf.command_line import TOKEN_HELP, PlainParser, fail, take_token
 from ddpm_hf.hub import NOT_PUSHED, PushError, Repository
+from ddpm_hf.model_card import LICENSE
 from ddpm_hf.publish import Push, checkpoint_push, model_push, newest_complete, samples_push
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("id", help="OWNER/NAME; made where it is not there yet.")
     parser.add_argument("--checkpoints", action="store_true", help="Push the newest checkpoint too, to resume from.")
     parser.add_argument("--hub_private_repo", action="store_true", help="Make it private, where it is made.")
-    parser.add_argument("--hub_license", default="apache-2.0", help="Of the model or images, for the card.")
+    parser.add_argument("--hub_license", default=LICENSE, help="Of the model or images, for the card.")
     parser.add_argument("--hub_token", help=TOKEN_HELP)
     asked = parser.parse_args(take_token(sys.argv[1:]))
     try:

@@ -25,7 +25,7 @@ from ddpm_hf.hub import NOT_PUSHED, PushError, Repository, told_in_one_sentence
 from ddpm_hf.launch import environment, start_processes
 from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
-from ddpm_hf.publish import prepare_once, samples_push
+from ddpm_hf.publish import command_to_finish, prepare_once, samples_push
 from ddpm_hf.sample_files import PNGFolder, sample_files
 from ddpm_hf.sampling import options_for
 from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
@@ -121,8 +121,8 @@ def main() -> None:
         accelerator.end_training()
     except PushError as error:
         fail(
-            f"the images are in {config.output} and were not pushed ({error}); 'ddpm-hf-push {config.output} "
-            f"{config.push_to_hub}' finishes that",
+            f"the images are in {config.output} and were not pushed ({error}); "
+            f"'{command_to_finish(config.output, config.push_to_hub or '', config.hub_license)}' finishes that",
             status=NOT_PUSHED,
         )
     except (ValueError, NotImplementedError, OSError) as error:
