@@ -4,6 +4,7 @@
     accelerate launch train_accelerate.py --seed 1 --output_dir runs/digits-1     another seed, elsewhere
     accelerate launch --multi_gpu --num_processes 2 train_accelerate.py           two processes, also without a GPU
     accelerate launch train_accelerate.py --config configs/train/cifar10.yaml --dry_run     what a run would cost
+    accelerate launch train_accelerate.py --push_to_hub --hub_model_id me/ddpm-digits       and to the Hub (docs/hub.md)
     python train_accelerate.py --help                                             every setting
 
 Processes and precision come from the launcher (configs/accelerate), all else from a recipe (configs/train) and the
@@ -23,6 +24,7 @@ from ddpm_hf.checkpoints import SaveError
 from ddpm_hf.command_line import fail, parse_config
 from ddpm_hf.config import Config
 from ddpm_hf.dry_run import cost_of, shortened
+from ddpm_hf.hub import NOT_PUSHED
 from ddpm_hf.launch import STOPPED, start_processes
 from ddpm_hf.losses import training_loss
 from ddpm_hf.run import Run, Stopped
@@ -31,6 +33,7 @@ from ddpm_hf.training import learning_rate
 
 def main() -> None:
     config = parse_config(sys.argv[1:], default_recipe=Path(__file__).parent / "configs" / "train" / "digits.yaml")
+    not_pushed = None
     try:
         accelerator = start_processes(
             config.threads,
@@ -48,6 +51,7 @@ def main() -> None:
             run.finish(scores, images)
             if accelerator.is_main_process:
                 print(run.report(scores))
+            not_pushed = run.publisher.close() if run.publisher else None
         accelerator.end_training()
     except Stopped as stopped:
         fail(str(stopped), status=STOPPED)
@@ -55,6 +59,8 @@ def main() -> None:
         fail(str(error), status=1)
     except (ValueError, NotImplementedError, OSError) as error:
         fail(str(error))
+    if not_pushed:
+        fail(not_pushed, status=NOT_PUSHED)
 
 
 def train(run: Run) -> None:

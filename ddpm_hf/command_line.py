@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar, get_origin, get_type_hints
+from typing import Literal, NoReturn, TypeVar, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -36,9 +36,10 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
 
     Wrong settings end the program with one sentence and status 2; ``--help`` and ``--print_config`` end it with 0.
     """
+    argv = take_token(argv)
     # The recipe is found first and then read as defaults: so --help shows its values, and the order of the arguments
     # does not matter.
-    first = _FirstParser(add_help=False, allow_abbrev=False)
+    first = PlainParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, default=default_recipe)
     first.add_argument("--print_config", action="store_true")
     asked, rest = first.parse_known_args(argv)
@@ -46,7 +47,7 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
 
     parser = _make_parser(default_recipe)
     options = [*parser.get_defaults().keys(), *_GROUPS, "help"]
-    settings = [key for key in options if key not in ("config", "print_config", "help")]
+    settings = [key for key in options if key not in ("config", "print_config", "hub_token", "help")]
     _refuse_unknown(_keys_of_recipe(recipe), settings, f"the recipe {recipe}")
     _refuse_unknown(_keys_of_command_line(rest), options, "the command line")
 
@@ -61,6 +62,11 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
             quiet=values.quiet,
             resume=values.resume,
             dry_run=values.dry_run,
+            push_to_hub=values.push_to_hub,
+            hub_model_id=values.hub_model_id,
+            hub_private_repo=values.hub_private_repo,
+            hub_license=values.hub_license,
+            hub_strategy=values.hub_strategy,
             data=values.data,
             model=values.model.as_dict(),
             diffusion=values.diffusion.as_dict(),
@@ -89,18 +95,41 @@ def parse_settings(
     A switch may stand without its value, and the values of a list one after the other (``--metrics fid kid``). Wrong
     settings end the program with one sentence and status 2; ``--help`` ends it with 0.
     """
+    argv = take_token(argv)
     parser = _Parser(description=description, allow_abbrev=False)
     parser.add_class_arguments(kind, as_positional=is_positional)
-    options = [*(field.name for field in fields(kind)), "help"]  # type: ignore[arg-type]
+    parser.add_argument("--hub_token", type=str | None, default=None, help=TOKEN_HELP)
+    options = [*(field.name for field in fields(kind)), "hub_token", "help"]  # type: ignore[arg-type]
     _refuse_unknown(_keys_of_command_line(argv), options, "the command line")
     types = get_type_hints(kind)
     switches = {f"--{name}" for name, type_ in types.items() if type_ is bool}
     lists = {f"--{name}" for name, type_ in types.items() if get_origin(type_) is list}
     values = vars(parser.parse_args(list(_one_value_each(argv, switches, lists))))
+    del values["hub_token"]
     try:
         return kind(**values)
     except ValueError as error:
         fail(str(error))
+
+
+TOKEN_HELP = "Of the Hub, in place of HF_TOKEN and of 'hf auth login'; written to no file."
+
+
+def take_token(argv: Sequence[str]) -> list[str]:
+    """The command line without ``--hub_token``, whose value becomes this process's HF_TOKEN.
+
+    There every library of the Hub finds it. It leaves :data:`sys.argv` too, which results and trackers record.
+    """
+    rest, words = list[str](), iter(argv)
+    for word in words:
+        option, _, value = word.partition("=")
+        if option == "--hub_token":
+            os.environ["HF_TOKEN"] = value or next(words, "")
+        else:
+            rest.append(word)
+    if len(rest) < len(argv):
+        sys.argv[1:] = rest
+    return rest
 
 
 def _one_value_each(argv: Sequence[str], switches: set[str], lists: set[str]) -> Iterator[str]:
@@ -137,7 +166,9 @@ _GROUPS: dict[str, type] = {
 }
 
 
-class _FirstParser(argparse.ArgumentParser):
+class PlainParser(argparse.ArgumentParser):
+    """The standard library's, whose errors end the program in one sentence."""
+
     def error(self, message: str) -> NoReturn:
         fail(message)
 
@@ -170,7 +201,8 @@ def _make_parser(default_recipe: Path) -> ArgumentParser:
         type=str,
         default="auto",
         help="auto goes on from the newest complete checkpoint in output_dir, if there is one; never starts anew and "
-        "replaces what is there; a path goes on from that checkpoint.",
+        "replaces what is there; a path goes on from that checkpoint, and hub:OWNER/NAME[@REVISION] from the one that "
+        "a run with the hub_strategy checkpoints has put on the Hub, or from a newer one in output_dir.",
     )
     parser.add_argument(
         "--dry_run",
@@ -178,6 +210,20 @@ def _make_parser(default_recipe: Path) -> ArgumentParser:
         help="A few steps, a save, a tiny sample and score, and then what the full run would cost; leaves nothing.",
     )
     parser.add_argument("--quiet", action="store_true", help="No progress bars; the scores are still printed.")
+    parser.add_argument("--push_to_hub", action="store_true", help="Push the model to hub_model_id.")
+    parser.add_argument(
+        "--hub_model_id", type=str | None, default=None, help="OWNER/NAME; made where it is not there yet."
+    )
+    parser.add_argument("--hub_private_repo", action="store_true", help="Make it private, where it is made.")
+    parser.add_argument("--hub_license", type=str, default="apache-2.0", help="The model's, for its card.")
+    parser.add_argument("--hub_token", type=str | None, default=None, help=TOKEN_HELP)
+    parser.add_argument(
+        "--hub_strategy",
+        type=Literal["end", "every_save", "checkpoints"],
+        default="end",
+        help="end pushes when all is done; every_save also the model of each checkpoint; checkpoints also the newest "
+        "checkpoint itself, to a branch of that name, from which another machine can resume.",
+    )
     for group, kind in _GROUPS.items():
         parser.add_class_arguments(kind, group, instantiate=is_dataclass(kind))
     return parser

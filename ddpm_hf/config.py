@@ -197,7 +197,10 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All the settings of a run. ``model`` and ``diffusion`` are keyword arguments for the two classes."""
+    """All the settings of a run. ``model`` and ``diffusion`` are keyword arguments for the two classes.
+
+    A token of the Hub is none of them: they are written to files, and these are pushed.
+    """
 
     output_dir: Path
     seed: int
@@ -205,6 +208,11 @@ class Config:
     quiet: bool
     resume: str
     dry_run: bool
+    push_to_hub: bool
+    hub_model_id: str | None
+    hub_private_repo: bool
+    hub_license: str
+    hub_strategy: Literal["end", "every_save", "checkpoints"]
     data: DataConfig
     model: dict[str, Any]
     diffusion: dict[str, Any]
@@ -217,6 +225,11 @@ class Config:
         expected = "1, or training.label_dropout above 0"
         _check(has_guide, "evaluation.guidance_scale", self.evaluation.guidance_scale, expected)
         _check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
+        if self.push_to_hub != (self.hub_model_id is not None):
+            raise ValueError(
+                f"push_to_hub is {self.push_to_hub} and hub_model_id is {self.hub_model_id}; to push give both, "
+                "--push_to_hub --hub_model_id OWNER/NAME"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved settings in the types of JSON and YAML."""
@@ -233,6 +246,8 @@ class Config:
 # is learnt. A group's name stands for all of its settings.
 FREE_TO_CHANGE = frozenset(
     {"output_dir", "threads", "quiet", "resume", "dry_run", "evaluation", "data.cache_dir"}
+    | {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_license", "hub_strategy"}
+    | {"data.name"}  # the images themselves are compared, wherever they lie
     | {f"training.{name}" for name in ("log_every", "trackers", "sample_every", "max_skipped_steps")}
     | {f"training.{name}" for name in ("checkpoint_every", "checkpoints_total_limit", "gradient_accumulation_steps")}
     | {f"training.{name}" for name in ("compile", "channels_last", "gradient_checkpointing", "tf32")}

@@ -150,12 +150,14 @@ def _load(config: DataConfig) -> tuple[Any, str]:
         dataset = datasets.load_dataset(split=config.split, **spec)
         return dataset, dataset._fingerprint
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        # datasets' own errors for broken files hold the reason only in their cause.
-        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        # datasets' own errors for broken files hold the reason only in their cause; those of the Hub say it better.
+        is_of_the_hub = isinstance(error, datasets.exceptions.DatasetNotFoundError)
+        reason = " ".join(str(error if is_of_the_hub else error.__cause__ or error).split()).rstrip(".")
         hint = "; a stream has no slices, so data.split must be a plain name" if config.streaming else ""
         raise ValueError(
             f"split {config.split!r} of the data set {config.name!r} cannot be loaded: {reason} (see data.name: a "
-            f"file, a folder or a Hub id; data.config, data.split and data.revision{hint})"
+            f"file, a folder or a Hub id, with a token in HF_TOKEN where it is private or gated; data.config, "
+            f"data.split and data.revision{hint})"
         ) from error
 
 

@@ -19,6 +19,8 @@ def shortened(config: Config, folder: Path) -> Config:
         output_dir=folder,
         resume="never",
         quiet=True,
+        push_to_hub=False,
+        hub_model_id=None,
         training=replace(
             config.training, steps=STEPS, log_every=1, checkpoint_every=None, sample_every=None, trackers=[]
         ),

@@ -141,10 +141,16 @@ class Evaluation:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the scores are of, besides the run's settings."""
+        """What the images and scores are of, besides the run's settings."""
+        of_images = {} if self._num_classes is None else {"class_labels": f"0-{self._num_classes - 1}"}
         if self._settings.extractor is None:
-            return {}
-        return {"extractor_sha256": self._extractor.sha256, "reference_images": self._num_real}
+            return of_images
+        return {
+            **of_images,
+            "extractor": self._extractor.name,
+            "extractor_sha256": self._extractor.sha256,
+            "reference_images": self._num_real,
+        }
 
     def table(self, scores: Scores) -> str:
         """The scores for a person to read."""

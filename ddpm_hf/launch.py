@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         git = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
         commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
         "processes": accelerator.num_processes,
         "threads_per_process": torch.get_num_threads(),

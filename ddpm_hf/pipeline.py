@@ -1,8 +1,10 @@
 """DDPMCustomPipeline: a network and a scheduler that make images, in a folder that plain diffusers reads too."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -11,7 +13,10 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ddpm_hf.hub import Repository, told_in_one_sentence
 from ddpm_hf.images import to_pil, to_uint8, to_unit_range
+from ddpm_hf.model_card import Subject, model_card
+from ddpm_hf.public_files import public_files
 from ddpm_hf.sampling import denoise, generators_of, image_shape
 from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
 from ddpm_hf.unet import UNet2DModel
@@ -153,6 +158,41 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
                 index[name] = ["diffusers", entry[1]]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        variant: str | None = None,
+        license: str = "apache-2.0",
+    ) -> str:
+        """Push the pipeline and a card, which keeps what a user has edited in it.
+
+        Args:
+            repo_id: OWNER/NAME; made where it is not there yet.
+            commit_message: title of the commit.
+            private: make it private, where it is made.
+            token: in place of HF_TOKEN and of the one that `hf auth login` has stored.
+            variant: part of the weights' file name, as for `save_pretrained`.
+            license: of the model, for its card.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            ValueError: the id has another form.
+            PushError: it did not work, in one sentence.
+        """
+        repository = Repository(repo_id, private=bool(private), token=token)
+        repository.prepare()
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, variant=variant)
+            files = public_files(Path(folder), "*.json", "unet/*", "scheduler/*")
+            subject = Subject(repo_id, license, dict(self.unet.config))
+            message = commit_message or f"Upload {type(self).__name__}"
+            return repository.commit(files, message, lambda present: model_card(subject, present))
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """As diffusers', with our classes, from a folder or a Hub id.
@@ -160,9 +200,11 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         Raises:
             ValueError: if it holds another kind of pipeline.
             FileNotFoundError: if a local folder is missing, or is no pipeline's.
+            OSError: if it cannot be had from the Hub, in one sentence.
         """
         check_local_folder(Path(pretrained_model_name_or_path))
-        return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+        with told_in_one_sentence(str(pretrained_model_name_or_path)):
+            return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -173,7 +215,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         """
         config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
-        _check_index(index, str(pretrained_model_name_or_path))
+        _check_index(index, _name_of(str(pretrained_model_name_or_path)))
         for name, entry in index.items():
             if isinstance(entry, list | tuple) and entry[0] == "diffusers" and entry[1] in OURS:
                 index[name] = [OURS[entry[1]].__module__, entry[1]]
@@ -182,7 +224,12 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
 
 def _adopt_unet(unet: Any) -> Any:
     """Our class with the same weights (shared, not copied) in the place of diffusers' UNet2DModel."""
-    if isinstance(unet, UNet2DModel) or not isinstance(unet, diffusers.UNet2DModel):
+    if isinstance(unet, UNet2DModel):
+        origin = unet.config.get("_name_or_path", "")  # diffusers would save this machine's path in config.json
+        if Path(origin).is_absolute():
+            unet.register_to_config(_name_or_path=Path(origin).name)
+        return unet
+    if not isinstance(unet, diffusers.UNet2DModel):
         return unet
     with torch.device("meta"):
         ours = UNet2DModel.from_config(unet.config)
@@ -231,6 +278,12 @@ def check_local_folder(path: Path) -> None:
     is_hub_id = len(path.parts) <= 2 and not path.is_absolute() and path.parts[:1] not in ((".",), ("..",), ("~",))
     if not path.exists() and not is_hub_id:
         raise FileNotFoundError(f"{path} does not exist; give a pipeline's folder, or a Hub id such as owner/name.")
+
+
+def _name_of(folder: str) -> str:
+    """OWNER/NAME of a folder in the cache of the Hub's files; others as they are."""
+    found = re.search(r"models--([^/\\]+)[/\\]snapshots", folder)
+    return found[1].replace("--", "/") if found else folder
 
 
 def _check_index(index: dict[str, Any], source: str) -> None:

@@ -1,6 +1,7 @@
 """A training run: built and checked before anything is written, and what it does between two steps."""
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -17,22 +18,26 @@ from tqdm.auto import tqdm
 from ddpm_hf.batches import Batch, Batches, seed_from
 from ddpm_hf.checkpoints import (
     Checkpoints,
+    SaveError,
     TrainingState,
     averages_of,
     record_of,
     replace_folder,
     restore,
     save_pipeline,
+    step_of,
 )
 from ddpm_hf.config import Config, changes, flat, refused_changes
 from ddpm_hf.data import load_image_data
 from ddpm_hf.ema import EMA
 from ddpm_hf.evaluation import Evaluation, Scores
 from ddpm_hf.figures import save_curve
+from ddpm_hf.hub import Repository
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import StopSignal, differences_from_launcher, environment
 from ddpm_hf.manifest import write_json
 from ddpm_hf.metrics_log import MetricsLog, read_log
+from ddpm_hf.publish import Publisher, download_checkpoint, prepare_once
 from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
 from ddpm_hf.timestep_sampling import timestep_sampler
 from ddpm_hf.training import check_fit, learning_rate, make_optimizer, objective_of, prepare_network
@@ -40,6 +45,10 @@ from ddpm_hf.unet import UNet2DModel
 
 # With another of these a run agrees with the unbroken one to rounding, and not to the bit.
 CHANGES_ROUNDING = ("device", "processes", "threads_per_process", "mixed_precision", "distributed_type", "torch")
+
+
+TIME_TO_STOP = 20
+"""Seconds that a push may take when a run ends early: who sends a signal seldom waits for more than 30."""
 
 
 class Stopped(Exception):
@@ -97,7 +106,7 @@ class Run:
         )
         self.evaluation = Evaluation(config, self.data, self.sampler, accelerator, self.show_progress)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", training.checkpoints_total_limit, accelerator)
-        self.resumed, notes = self.checkpoints.find(config.resume)
+        self.resumed, notes = self._checkpoint()
         self.notes += notes
         self._record = self._accepted(self.resumed) if self.resumed else {}
 
@@ -107,6 +116,20 @@ class Run:
         self.state = TrainingState(unet, optimizer, ema, timesteps, accelerator.scaler)
         if self.resumed:
             restore(self.resumed, self.state)
+        self.publisher: Publisher | None = None
+        self._repository: Repository | None = None
+        if config.push_to_hub and not config.dry_run:
+            self._repository = Repository(config.hub_model_id or "", private=config.hub_private_repo)
+            prepare_once(self._repository, accelerator)
+
+    def _checkpoint(self) -> tuple[Path | None, list[str]]:
+        """The one to go on from, and what there is to say of others."""
+        resume = self.config.resume
+        if not resume.startswith("hub:"):
+            return self.checkpoints.find(resume)
+        downloaded = download_checkpoint(resume)
+        here, notes = self.checkpoints.find("auto")
+        return (here if here and step_of(here) >= step_of(downloaded) else downloaded), notes
 
     def _accepted(self, checkpoint: Path) -> dict[str, Any]:
         """What a checkpoint recorded, if this run may go on from it."""
@@ -140,6 +163,13 @@ class Run:
             self.checkpoints.clear(everything=self.config.resume == "never")
             (self.folder / "config.yaml").write_text(self.config.to_yaml())
             write_json(self.folder / "environment.json", self.environment)
+            log = self.folder / "metrics.jsonl"
+            if self.resumed and not log.exists() and (self.resumed.parent / log.name).exists():
+                shutil.copyfile(self.resumed.parent / log.name, log)
+            if self._repository is not None:
+                self.publisher = Publisher(
+                    self.folder, self._repository, self.config.hub_strategy, self.config.hub_license
+                )
             if not self.config.quiet:
                 print(self._describe())
             for note in self.notes:
@@ -173,7 +203,13 @@ class Run:
             for step, micro_batches in bar:
                 yield step, micro_batches
                 self.seconds["training"] += time.perf_counter() - since
-                self._after_step(stop.agreed(), bar)
+                try:
+                    self._after_step(stop.agreed(), bar)
+                except (Stopped, FloatingPointError, SaveError) as end:
+                    problem = self.publisher.close(TIME_TO_STOP) if self.publisher else None
+                    end.args = (f"{end}; {problem}" if problem else str(end),)
+                    self.accelerator.wait_for_everyone()  # a launcher ends the one that pushes with the first to end
+                    raise
                 since = time.perf_counter()
 
     def _after_step(self, stopping: bool, bar: Any) -> None:
@@ -217,7 +253,9 @@ class Run:
                 "history": self.history,
                 "seconds": self.seconds,
             }
-            self.checkpoints.save(self.state, self.saved_scheduler, record)
+            checkpoint = self.checkpoints.save(self.state, self.saved_scheduler, record)
+        if self.publisher is not None:
+            self.publisher.saved(checkpoint)
 
     def _draw_grid(self) -> None:
         with self._timed("sampling"), self.state.ema.averaged_weights():
@@ -278,6 +316,8 @@ class Run:
             "history": self.history,
         }
         write_json(self.folder / "metrics.json", results)
+        if self.publisher is not None:
+            self.publisher.finished()
 
     def report(self, scores: Scores) -> str:
         """The scores, and what to do with the model, for a person to read."""

@@ -13,8 +13,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+from tests.hub_clients import Clients
+from tests.hub_server import Account, Hub
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -30,6 +35,28 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def _clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
+    with Hub() as hub:
+        clients = Clients(hub, tmp_path_factory.mktemp("home"))
+        yield clients
+        clients.close()
+
+
+@pytest.fixture
+def clients(_clients: Clients) -> Clients:
+    """Processes with the real clients, and in ``clients.hub`` an empty Hub where "hf_me" may write as "me"."""
+    _clients.hub.reset()
+    _clients.hub.accounts |= {"hf_me": Account("me"), "hf_reader": Account("me", can_write=False)}
+    return _clients
+
+
+@pytest.fixture
+def hub(clients: Clients) -> Hub:
+    """The Hub that ``clients`` see."""
+    return clients.hub
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ class Started:
         argv = [main.__module__, *map(str, own), *map(str, arguments)]
         self.processes = [
             _context.Process(target=_run, args=(argv, variables, str(self._said), fault, main))
-            for variables in _worlds(processes)
+            for variables in worlds(processes)
         ]
         for process in self.processes:
             process.start()
@@ -95,8 +95,7 @@ def ended(output_dir: Path, *arguments: object, processes: int = 1, fault: Fault
 
 def start_processes_of(processes: int, function: Callable[..., None], *arguments: object) -> None:
     """Call a function in several connected processes, which must all end well."""
-    worlds = _worlds(processes)
-    started = [_context.Process(target=_call, args=(world, function, arguments)) for world in worlds]
+    started = [_context.Process(target=_call, args=(world, function, arguments)) for world in worlds(processes)]
     for process in started:
         process.start()
     for process in started:
@@ -123,7 +122,7 @@ def tensors_of(run: Path, step: int) -> dict[str, Tensor]:
     return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def _worlds(processes: int) -> list[dict[str, str]]:
+def worlds(processes: int) -> list[dict[str, str]]:
     """The environment variables that a launcher gives to each process."""
     if processes == 1:
         return [{}]

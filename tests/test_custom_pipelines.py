@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
+import ddpm_hf
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
@@ -83,3 +86,73 @@ def test_slerp_keeps_the_length(folder: str) -> None:
     torch.testing.assert_close(slerp(a, b, torch.tensor(0.0)), a)
     torch.testing.assert_close(slerp(a, b, torch.tensor(1.0)), b)
     torch.testing.assert_close(slerp(a, a, torch.tensor(0.5)), a)
+
+
+class Pairs(UNet2DModel):  # type: ignore[misc]  # diffusers is untyped
+    """Knows its data: left and right half are normal of variance 1, each pixel and its partner with correlation 0.9."""
+
+    def forward(self, sample: Tensor, timestep: Any, class_labels: Any = None, return_dict: bool = True) -> Any:
+        alpha_bar = DDPMScheduler().diffusion.alpha_bar(int(timestep)).to(sample)
+        left, right = sample.chunk(2, dim=-1)
+        # In sum and difference the two are independent, of variances 1.9 and 0.1.
+        means = []
+        for value, variance in ((left + right, 1.9), (left - right, 0.1)):
+            means.append(alpha_bar.sqrt() * variance / (alpha_bar * variance + 1 - alpha_bar) * value)
+        x_0 = torch.cat([means[0] + means[1], means[0] - means[1]], dim=-1) / 2
+        return SimpleNamespace(sample=(sample - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt())
+
+
+def painted_slope(folder: str, num_resamplings: int) -> float:
+    """How the painted right halves follow the left ones, which are known."""
+    pipe = load(DDPMCustomPipeline, f"{folder}/plain", "repaint")
+    pipe.register_modules(
+        unet=Pairs.from_config(pipe.unet.config),
+        scheduler=DDIMScheduler(clip_sample=False),
+    )
+    images = 0.3 * torch.randn(
+        16, 3, 8, 8, generator=torch.Generator().manual_seed(1)
+    )  # within what a picture can show
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[:, 4:] = True
+    result = (
+        pipe(images, mask, num_inference_steps=40, num_resamplings=num_resamplings, output_type="pt").images * 2 - 1
+    )
+    left, right = result.chunk(2, dim=-1)
+    assert (left - images[..., :4].clamp(-1, 1)).abs().max() < 1e-5
+    return float((left * right).sum() / left.square().sum())
+
+
+def test_repaint_keeps_the_known_and_resampling_makes_the_rest_fit(folder: str) -> None:
+    once, thrice, often = (painted_slope(folder, count) for count in (1, 3, 10))
+    assert once + 0.05 < thrice < often < 0.9  # the more often, the nearer to the truth
+    assert often > 0.7
+
+
+@LOADERS
+def test_variations_begin_where_the_strength_says(loader: Any, folder: str) -> None:
+    pipe = load(loader, f"{folder}/plain", "variations")
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    drawn = {s: pipe(images, strength=s, num_inference_steps=10, output_type="pt").images for s in (0.0, 0.3, 1.0)}
+    torch.testing.assert_close(drawn[0.0] * 2 - 1, images)
+    # At full strength on the grid whose first time leaves next to nothing: that of the whole reverse process.
+    pipe.scheduler.set_timesteps(10)
+    first = pipe.scheduler.timesteps[0].item()
+    noise = torch.cat([torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
+    start = pipe.scheduler.diffusion.q_sample(images, first, noise)
+    whole = ddpm_hf.sampling.denoise(pipe.unet, pipe.scheduler, start)
+    torch.testing.assert_close(drawn[1.0], ddpm_hf.images.to_unit_range(whole))
+    distances = [(drawn[s] - drawn[0.0]).abs().mean().item() for s in (0.3, 1.0)]
+    assert 0 < distances[0] < distances[1]
+    with pytest.raises(ValueError, match="outside 0"):
+        pipe(images, strength=1.5)
+
+
+def test_the_walk_of_repaint_goes_each_stretch_as_often_as_asked(folder: str) -> None:
+    pipe = load(DDPMCustomPipeline, f"{folder}/plain", "repaint")
+    walk = sys.modules[type(pipe).__module__].walk
+    assert list(walk(3, 10, 10)) == [(3, 2), (2, 1), (1, 0)]
+    moves = list(walk(20, 5, 3))
+    assert [a for a, _ in moves[1:]] == [b for _, b in moves[:-1]]
+    assert moves[0][0] == 20
+    assert moves[-1][1] == 0
+    assert [moves.count((k, k - 1)) for k in (18, 13, 8, 3)] == [1, 3, 3, 3]

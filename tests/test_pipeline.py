@@ -64,6 +64,13 @@ def test_pixels_of_diffusers_ddim_pipeline(ddim: Any, tmp_path: Path, options: d
     np.testing.assert_allclose(*results, atol=CLOSE)
 
 
+def test_what_is_saved_again_names_no_folder_of_this_machine(ddim: Any, tmp_path: Path) -> None:
+    ddim.save_pretrained(tmp_path / "first")
+    DDPMCustomPipeline.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    for path in (tmp_path / "second").rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path
+
+
 def test_pixels_of_diffusers_ddpm_pipeline(ddpm: Any, tmp_path: Path) -> None:
     ddpm.save_pretrained(tmp_path)
     theirs = quiet(diffusers.DDPMPipeline.from_pretrained(tmp_path))

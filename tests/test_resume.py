@@ -15,6 +15,7 @@ import torch
 
 import ddpm_hf.checkpoints
 from ddpm_hf import DDPMCustomPipeline
+from ddpm_hf.data import DIGITS
 from tests.runs import Started, ended, finished, log_of, measured, tensors_of
 
 STEPS = 40
@@ -185,6 +186,18 @@ def test_a_run_with_another_meaning_is_refused_with_the_difference(stopped: Path
     assert said.count("\n") == 1
     status, said = ended(stopped, *WORK, "--training.steps", "50")  # a cosine that would be another one from the start
     assert (status, "training.steps 40 -> 50" in said) == (2, True)
+
+
+def test_the_same_images_elsewhere_are_the_same_data_and_others_are_not(tmp_path: Path) -> None:
+    steps = ["--training.steps", 4, "--training.lr_schedule", "constant"]
+    for folder, source in (("mine", "test"), ("theirs", "test"), ("others", "train")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(DIGITS / f"{source}.parquet", tmp_path / folder / "digits.parquet")
+    run = finished(tmp_path / "run", *steps, "--data.name", tmp_path / "mine" / "digits.parquet")
+    more = ["--training.steps", 6, "--training.lr_schedule", "constant", "--data.name"]
+    finished(run, *more, tmp_path / "theirs" / "digits.parquet")
+    status, said = ended(run, *more, tmp_path / "others" / "digits.parquet")
+    assert (status, "was trained on other images than" in said) == (2, True), said
 
 
 def test_harmless_changes_are_allowed_and_recorded(stopped: Path, unbroken: Path) -> None:

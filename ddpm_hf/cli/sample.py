@@ -22,9 +22,11 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.cli.show import check_kind, save, show
 from ddpm_hf.command_line import fail, parse_settings
+from ddpm_hf.hub import NOT_PUSHED, PushError, Repository, told_in_one_sentence
 from ddpm_hf.launch import environment, start_processes
 from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
+from ddpm_hf.publish import command_to_finish, prepare_once, samples_push
 from ddpm_hf.sample_files import PNGFolder, sample_files
 from ddpm_hf.sampling import options_for
 from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
@@ -63,6 +65,9 @@ class SampleConfig:
             x_0), interpolation (by ddim, from each seed's noise to the next one's) or grid.
         format: png (a file each), npz (one file as ADM's) or parquet (a data set for load_dataset).
         revision: Of a model on the Hub: branch, tag or commit.
+        push_to_hub: OWNER/NAME of a data set on the Hub that the images become; for parquet.
+        hub_private_repo: Make that data set private, where it is not there yet.
+        hub_license: Of the images, for its card.
         dtype: Of the network.
         compile: Run the network through torch.compile.
         threads: CPU threads of each process; null shares the usable cores out.
@@ -83,6 +88,9 @@ class SampleConfig:
     show: str | None = None
     format: Literal["png", "npz", "parquet"] = "png"
     revision: str | None = None
+    push_to_hub: str | None = None
+    hub_private_repo: bool = False
+    hub_license: str = "apache-2.0"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     compile: bool = False
     threads: int | None = None
@@ -98,6 +106,8 @@ class SampleConfig:
             raise ValueError(f"scheduler is {self.scheduler!r} and must be one of {', '.join(SCHEDULERS)}")
         if self.show is not None:
             check_kind(self.show, self.num_images)
+        if self.push_to_hub is not None and self.format != "parquet":
+            raise ValueError(f"push_to_hub takes a data set, and format is {self.format}; give --format parquet")
 
 
 def main() -> None:
@@ -106,11 +116,21 @@ def main() -> None:
     try:
         accelerator = start_processes(config.threads)
         diffusers.utils.logging.disable_progress_bar()  # that of loading a model's two parts
+        diffusers.utils.logging.set_verbosity_error()  # a model that cannot be had is told of once
         datasets.disable_progress_bars()
         made = sample(config, accelerator)
         if accelerator.is_main_process and not config.quiet:
             print(f"{config.output}: {made}")
+        if config.push_to_hub and accelerator.is_main_process:
+            push = samples_push(config.output, config.push_to_hub, config.hub_license)
+            print(push.to(Repository(config.push_to_hub, "dataset")))
         accelerator.end_training()
+    except PushError as error:
+        fail(
+            f"the images are in {config.output} and were not pushed ({error}); "
+            f"'{command_to_finish(config.output, config.push_to_hub or '', config.hub_license)}' finishes that",
+            status=NOT_PUSHED,
+        )
     except (ValueError, NotImplementedError, OSError) as error:
         fail(str(error))
 
@@ -158,6 +178,8 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         pictures = show(config.show, pipe.unet, pipe.scheduler, seeds, labels, **options)
         write_manifest(config.output, settings, environment(accelerator))
         return save(pictures, config.output)
+    if config.push_to_hub:
+        prepare_once(Repository(config.push_to_hub, "dataset", config.hub_private_repo), accelerator)
     files = sample_files(config.output, config.format)
     missing = set(files.missing(seeds))
     batches = [seeds[start : start + config.batch_size] for start in range(0, len(seeds), config.batch_size)]
@@ -185,7 +207,8 @@ def load_pipeline(config: SampleConfig) -> tuple[DDPMCustomPipeline, str | None]
     options: dict[str, Any]
     check_local_folder(Path(config.model))
     if not Path(config.model).exists():
-        folder = DDPMCustomPipeline.download(config.model, revision=config.revision)
+        with told_in_one_sentence(config.model):
+            folder = DDPMCustomPipeline.download(config.model, revision=config.revision)
         commit = Path(folder).name
     pipe = DDPMCustomPipeline.from_pretrained(folder, dtype=DTYPES[config.dtype])
     scheduler, options = type(pipe.scheduler), {}
