@@ -492,7 +492,11 @@ def test_a_recipe_becomes_one_of_ours(tmp_path: Path, capsys: pytest.CaptureFixt
     for name in ("sample_size", "block_out_channels", "down_block_types", "up_block_types", "dropout"):
         assert list_of(mine.model[name]) == list_of(wanted.model[name]), name
     assert mine.model["freq_shift"] == 1
-    assert mine.diffusion["variance_type"] == "fixed_large"
+    assert (mine.diffusion["variance_type"], mine.training.loss) == ("fixed_large", "simple")
+    content["diffusion"] |= {"model_var_type": "learned", "loss_type": "kl"}
+    run(recipe_file(tmp_path / "bound.json", content), tmp_path / "bound.yaml")
+    bound = parse_config(["--config", str(tmp_path / "bound.yaml")], tmp_path / "bound.yaml")
+    assert (bound.diffusion["variance_type"], bound.training.loss, bound.model["out_channels"]) == ("learned", "kl", 6)
     assert "becomes a .yaml" in refusal(capsys, tmp_path / "cifar10.json", tmp_path / "mine.json")
 
 
@@ -509,7 +513,8 @@ def list_of(value: Any) -> Any:
         ({"model": {**RECIPE["model"], "ch_multipliers": 3}}, "wrong kind"),
         ({"extra": 1}, "sets extra"),
         ({"diffusion": {**RECIPE["diffusion"], "beta_schedule": "cosine"}}, "beta_schedule='cosine'"),
-        ({"diffusion": {**RECIPE["diffusion"], "loss_type": "kl"}}, "loss_type='kl'"),
+        ({"diffusion": {**RECIPE["diffusion"], "loss_type": "l1"}}, "loss_type='l1'"),
+        ({"diffusion": {**RECIPE["diffusion"], "model_var_type": "learned"}}, "teaches no variance"),
         ({"diffusion": {}}, "lacks 'timesteps'"),
         ({"train": {"lr": 1e-4}}, "lacks train.batch_size"),
         ({"dataset": "faces"}, "does not name one of mnist, cifar10"),

@@ -205,13 +205,15 @@ def to_training_recipe(path: Path) -> str:
     try:
         _refuse_unknown(train, known, "train.")
         loss = json.loads(path.read_text())["diffusion"]["loss_type"]
-        _choose("loss_type", loss, {"mse": "none"})
+        if recipe.diffusion["variance_type"] == "learned" and loss == "mse":
+            raise ValueError("has model_var_type='learned' with loss_type='mse', which teaches no variance")
         epoch = dataset.size // train["batch_size"]  # an incomplete last batch is left out
         training: Section = {
             "steps": train["epochs"] * epoch,
             "batch_size": train["batch_size"],
             "learning_rate": train["lr"],
             "betas": [train.get("beta1", 0.9), train.get("beta2", 0.999)],
+            "loss": _choose("loss_type", loss, {"mse": "simple", "kl": "kl"}),
             "warmup_steps": train["warmup"],
             "max_grad_norm": train["grad_norm"],
             "ema_decay": train.get("ema_decay", 0.9999) if train.get("use_ema", True) else 0.0,
