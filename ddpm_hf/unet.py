@@ -13,6 +13,7 @@ from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from ddpm_hf.fused import ActivatedGroupNorm
 from ddpm_hf.unet_blocks import ACTIVATIONS, BlockConfig, UNetMidBlock2D
 from ddpm_hf.unet_config import DOWN_BLOCKS, UP_BLOCKS, check_config
 
@@ -208,7 +209,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             taken = [skips.pop() for _ in range(layers_per_block + 1)]
             self.up_blocks.append(UP_BLOCKS[block_type](block_in, channels[level], taken, config, sampling))
 
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
+        self.conv_norm_out = ActivatedGroupNorm(norm_num_groups, channels[0], norm_eps, nn.SiLU())
         self.conv_out = nn.Conv2d(channels[0], out_channels * patch_size**2, kernel_size=3, padding=1)
 
     def forward(
@@ -256,7 +257,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             x = self.mid_block(x, time)
         for block in self.up_blocks:
             x = block(x, [skips.pop() for _ in range(self.config.layers_per_block + 1)], time)
-        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = self.conv_out(self.conv_norm_out(x))
         if self.patch_size > 1:
             x = F.pixel_shuffle(x, self.patch_size)
 

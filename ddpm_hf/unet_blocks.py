@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_hf.fused import ActivatedGroupNorm, ConvOfRepeatedPixels, Dropout
+
 ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {
     "silu": nn.SiLU,
     "swish": nn.SiLU,
@@ -62,11 +64,11 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.conv = ConvOfRepeatedPixels(channels, channels)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, 2H, 2W)."""
-        return self.conv(double(x))  # type: ignore[no-any-return]
+        return self.conv(x)  # type: ignore[no-any-return]
 
 
 def double(x: Tensor) -> Tensor:
@@ -99,13 +101,17 @@ class ResidualBlock(nn.Module):
         resample: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(config.groups, in_channels, eps=config.eps)
+        self.nonlinearity = ACTIVATIONS[config.activation]()
+        self.norm1 = ActivatedGroupNorm(config.groups, in_channels, config.eps, self.nonlinearity)
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
         self.time_emb_proj = nn.Linear(config.time_channels, out_channels * (2 if config.is_scale_shift else 1))
-        self.norm2 = nn.GroupNorm(config.groups, out_channels, eps=config.eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.norm2 = (
+            nn.GroupNorm(config.groups, out_channels, config.eps)
+            if config.is_scale_shift
+            else ActivatedGroupNorm(config.groups, out_channels, config.eps, self.nonlinearity)
+        )
+        self.dropout = Dropout(config.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
-        self.nonlinearity = ACTIVATIONS[config.activation]()
         self.conv_shortcut = (
             nn.Conv2d(in_channels, out_channels, kernel_size=1) if in_channels != out_channels else None
         )
@@ -115,17 +121,17 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (B, C, H, W) and the activated time embedding (B, E) to (B, C', H, W)."""
-        h = self.nonlinearity(self.norm1(x))
+        h = self.norm1(x)
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         h = self.conv1(h)
         time = self.time_emb_proj(time)[:, :, None, None]
         if self.is_scale_shift:
             scale, shift = time.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            h = self.nonlinearity(self.norm2(h) * (1 + scale) + shift)
         else:
-            h = self.norm2(h + time)
-        h = self.conv2(self.dropout(self.nonlinearity(h)))
+            h = self.norm2(h.add_(time))
+        h = self.conv2(self.dropout(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         total: Tensor = x + h
@@ -163,7 +169,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         normed = x if self.group_norm is None else self.group_norm(x)
-        pixels = normed.flatten(2).transpose(1, 2)  # (B, HW, C)
+        pixels = normed.flatten(2).transpose(1, 2).contiguous()  # (B, HW, C), copied once and not by each projection
         q, k, v = (
             project(pixels).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, HW, head_channels)
             for project in (self.to_q, self.to_k, self.to_v)
