@@ -22,6 +22,9 @@ output = arguments.output or Path(__file__).parent / "results" / f"{arguments.na
 output.parent.mkdir(parents=True, exist_ok=True)
 report = {"benchmark": arguments.name, "rounds": arguments.rounds, "machine": environment, "results": results}
 output.write_text(json.dumps(report, indent=2) + "\n")
-print(f"| {' | '.join(results[0])} |\n|{' --- |' * len(results[0])}")
+header: list[str] = []
 for row in results:
+    if list(row) != header:
+        header = list(row)
+        print(f"\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
     print(f"| {' | '.join(f'{value:.4g}' if isinstance(value, float) else str(value) for value in row.values())} |")

@@ -1,10 +1,12 @@
-"""The UNet's forward and training step against diffusers' UNet2DModel, with the same weights."""
+"""The UNet's forward, training step and memory against diffusers' UNet2DModel, with the same weights."""
 
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import diffusers
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import interleave
 from ddpm_hf import UNet2DModel
@@ -28,12 +30,12 @@ DIGITS: dict[str, Any] = {
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     "attention_head_dim": None,
 }
-CASES = [("CIFAR-10", CIFAR10, 8), ("digits", DIGITS, 128)]
+CASES = [("CIFAR-10", CIFAR10, 8), ("CIFAR-10", CIFAR10, 16), ("digits", DIGITS, 128)]
 
 
 def run(rounds: int) -> list[dict[str, Any]]:
-    """One row for each network and each of forward and training step."""
-    rows = []
+    """One row for each network and each of forward and training step, then one for each network's memory."""
+    rows, memory_rows = [], []
     for name, config, batch_size in CASES:
         ours = UNet2DModel(**config)
         theirs = diffusers.UNet2DModel(**config)
@@ -44,7 +46,12 @@ def run(rounds: int) -> list[dict[str, Any]]:
         for kind, call in (("forward", forward), ("training step", training_step)):
             times = interleave(partial(call, ours, x, t), partial(call, theirs, x, t), rounds)
             rows.append({"network": name, "batch": batch_size, "what": kind, **times})
-    return rows
+        memory = {"ours_mib": peak_mib(ours, x, t), "theirs_mib": peak_mib(theirs, x, t)}
+        ours.enable_gradient_checkpointing()
+        memory["checkpointed_mib"] = peak_mib(ours, x, t)
+        ratios = {f"{key}_ratio": memory[f"{key}_mib"] / memory["theirs_mib"] for key in ("ours", "checkpointed")}
+        memory_rows.append({"network": name, "batch": batch_size, "what": "peak memory", **memory, **ratios})
+    return rows + memory_rows
 
 
 @torch.no_grad()
@@ -57,3 +64,13 @@ def training_step(unet: Any, x: torch.Tensor, t: torch.Tensor) -> None:
     """Forward with dropout, and backward; the optimizer would be the same for both."""
     unet.train()(x, t).sample.square().mean().backward()
     unet.zero_grad()
+
+
+def peak_mib(unet: Any, x: torch.Tensor, t: torch.Tensor) -> float:
+    """The most that tensors hold at any time of a training step: weights, gradients and all that is kept or temporary."""
+    training_step(unet, x, t)  # a first time, for what is allocated once
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        training_step(unet, x, t)
+    events = profiler.profiler.kineto_results.events()
+    held = accumulate(event.nbytes() for event in events if event.name() == "[memory]")
+    return (max(held) + sum(weight.nbytes for weight in unet.parameters())) / 2**20

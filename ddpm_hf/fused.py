@@ -42,23 +42,26 @@ class _NormSiLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        is_differentiated_again = torch.is_grad_enabled()
-        if not is_differentiated_again:
-            inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
+        x, weight, bias = saved = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # this derivative is itself to be differentiated
+            y = F.silu(F.group_norm(x, ctx.groups, weight, bias, ctx.eps)).to(gradient.dtype)
+            needed = [tensor for tensor, is_wanted in zip(saved, wanted, strict=True) if is_wanted]
+            found = iter(torch.autograd.grad(y, needed, gradient, create_graph=True))
+            return *(next(found) if is_wanted else None for is_wanted in wanted), None, None
+
         # Under autocast the norm was in float32, whatever x was; here autocast is over.
-        dtype = torch.promote_types(gradient.dtype, inputs[1].dtype)
-        gradient = gradient.to(dtype)
-        with torch.enable_grad():
-            x, weight, bias = (tensor.to(dtype) for tensor in inputs)
-            output = F.group_norm(x, ctx.groups, weight, bias, ctx.eps)
-            if is_differentiated_again:
-                output = F.silu(output)
-            else:
-                gradient = torch.ops.aten.silu_backward(gradient, output.detach())
-        wanted = [tensor for tensor in inputs if tensor.requires_grad]
-        found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=is_differentiated_again))
-        return *(next(found) if tensor.requires_grad else None for tensor in inputs), None, None
+        dtype = torch.promote_types(gradient.dtype, weight.dtype)
+        is_channels_last = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_channels_last else torch.contiguous_format  # that the two operations know
+        x, gradient = (tensor.to(dtype).contiguous(memory_format=layout) for tensor in (x, gradient))
+        shape = (*x.shape[:2], x[0, 0].numel(), ctx.groups)
+        normed, mean, reciprocal_std = torch.native_group_norm(x, weight.to(dtype), bias.to(dtype), *shape, ctx.eps)
+        gradient = torch.ops.aten.silu_backward.grad_input(gradient, normed, grad_input=normed)
+        gradients = torch.ops.aten.native_group_norm_backward(
+            gradient, x, mean, reciprocal_std, weight.to(dtype), *shape, wanted
+        )
+        return *gradients, None, None
 
 
 class Dropout(nn.Dropout):

@@ -6,6 +6,7 @@ pixels, E channels of the time embedding.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -189,8 +190,8 @@ class _Block(nn.Module):
         has_attention: whether an attention follows each.
 
     Attributes:
-        gradient_checkpointing: set by `ModelMixin.enable_gradient_checkpointing`; residual blocks are then computed
-            again in the backward pass, in place of keeping what is inside them.
+        gradient_checkpointing: set by `ModelMixin.enable_gradient_checkpointing`; residual blocks with their attention
+            are then computed again in the backward pass, in place of keeping what is inside them.
     """
 
     gradient_checkpointing = False
@@ -206,11 +207,14 @@ class _Block(nn.Module):
         self.attentions = nn.ModuleList(attentions) if has_attention else None
         self.resnets = nn.ModuleList(resnets)
 
-    def _layer(self, i: int, x: Tensor, time: Tensor) -> Tensor:
+    def _layer(self, i: int, time: Tensor, *joined: Tensor) -> Tensor:
+        """The i-th residual block, of all of `joined` as channels of one input, and its attention."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            x = self._gradient_checkpointing_func(self.resnets[i], x, time)
-        else:
-            x = self.resnets[i](x, time)
+            return self._gradient_checkpointing_func(partial(self._compute_layer, i), time, *joined)  # type: ignore
+        return self._compute_layer(i, time, *joined)
+
+    def _compute_layer(self, i: int, time: Tensor, *joined: Tensor) -> Tensor:
+        x = self.resnets[i](torch.cat(joined, dim=1) if len(joined) > 1 else joined[0], time)
         return x if self.attentions is None else self.attentions[i](x)
 
 
@@ -249,7 +253,7 @@ class DownBlock2D(_Block):
         """x (B, C, H, W), time (B, E) to the result (B, C', H/2, W/2) and the results on the way, for the up blocks."""
         skips = []
         for i in range(len(self.resnets)):
-            x = self._layer(i, x, time)
+            x = self._layer(i, time, x)
             skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x, time)
@@ -287,7 +291,7 @@ class UNetMidBlock2D(_Block):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, H, W) and (B, E) to (B, C, H, W)."""
-        return self._layer(1, self._layer(0, x, time), time)
+        return self._layer(1, time, self._layer(0, time, x))
 
 
 class UpBlock2D(_Block):
@@ -318,7 +322,7 @@ class UpBlock2D(_Block):
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
         """x (B, C, H, W) and time (B, E) to (B, C', 2H, 2W); `skips` holds one result for each residual block."""
         for i, skip in enumerate(skips):
-            x = self._layer(i, torch.cat([x, skip], dim=1), time)
+            x = self._layer(i, time, x, skip)
         return x if self.upsamplers is None else self.upsamplers[0](x, time)
 
 
