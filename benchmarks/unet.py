@@ -67,7 +67,7 @@ def training_step(unet: Any, x: torch.Tensor, t: torch.Tensor) -> None:
 
 
 def peak_mib(unet: Any, x: torch.Tensor, t: torch.Tensor) -> float:
-    """The most that tensors hold at any time of a training step: weights, gradients and all that is kept or temporary."""
+    """The most that tensors hold at any time of a training step: weights, gradients, and all kept or temporary."""
     training_step(unet, x, t)  # a first time, for what is allocated once
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         training_step(unet, x, t)

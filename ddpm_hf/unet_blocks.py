@@ -210,7 +210,8 @@ class _Block(nn.Module):
     def _layer(self, i: int, time: Tensor, *joined: Tensor) -> Tensor:
         """The i-th residual block, of all of `joined` as channels of one input, and its attention."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(partial(self._compute_layer, i), time, *joined)  # type: ignore
+            again: Tensor = self._gradient_checkpointing_func(partial(self._compute_layer, i), time, *joined)
+            return again
         return self._compute_layer(i, time, *joined)
 
     def _compute_layer(self, i: int, time: Tensor, *joined: Tensor) -> Tensor:
