@@ -56,7 +56,9 @@ class _NormSiLU(torch.autograd.Function):
         layout = torch.channels_last if is_channels_last else torch.contiguous_format  # that the two operations know
         x, gradient = (tensor.to(dtype).contiguous(memory_format=layout) for tensor in (x, gradient))
         shape = (*x.shape[:2], x[0, 0].numel(), ctx.groups)
-        normed, mean, reciprocal_std = torch.native_group_norm(x, weight.to(dtype), bias.to(dtype), *shape, ctx.eps)
+        normed, mean, reciprocal_std = torch.ops.aten.native_group_norm(
+            x, weight.to(dtype), bias.to(dtype), *shape, ctx.eps
+        )
         gradient = torch.ops.aten.silu_backward.grad_input(gradient, normed, grad_input=normed)
         gradients = torch.ops.aten.native_group_norm_backward(
             gradient, x, mean, reciprocal_std, weight.to(dtype), *shape, wanted

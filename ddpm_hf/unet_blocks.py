@@ -215,7 +215,7 @@ class _Block(nn.Module):
         return self._compute_layer(i, time, *joined)
 
     def _compute_layer(self, i: int, time: Tensor, *joined: Tensor) -> Tensor:
-        x = self.resnets[i](torch.cat(joined, dim=1) if len(joined) > 1 else joined[0], time)
+        x: Tensor = self.resnets[i](torch.cat(joined, dim=1) if len(joined) > 1 else joined[0], time)
         return x if self.attentions is None else self.attentions[i](x)
 
 
