@@ -42,7 +42,7 @@ try:
     import ddpm_hf
 except ModuleNotFoundError:
     pixels = []
-    for cls in (diffusers.DiffusionPipeline, getattr(diffusers, sys.argv[2])):
+    for cls in (diffusers.DiffusionPipeline, diffusers.DDPMPipeline, getattr(diffusers, sys.argv[2])):
         pipe = cls.from_pretrained(sys.argv[1])
         options = {"generator": torch.Generator().manual_seed(5), "num_inference_steps": 3, "output_type": "np"}
         pixels.append(pipe(batch_size=2, **options).images.tolist())
