@@ -6,7 +6,6 @@ pixels, E channels of the time embedding.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import torch
@@ -120,8 +119,10 @@ class ResidualBlock(nn.Module):
         self.output_scale = output_scale
         self.resample = resample
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x (B, C, H, W) and the activated time embedding (B, E) to (B, C', H, W)."""
+    def forward(self, x: Tensor, time: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x and skip, of C channels together (B, C, H, W), and the activated time embedding (B, E) to (B, C', H, W)."""
+        if skip is not None:  # joined here, so that gradient checkpointing keeps the two, which others keep as well
+            x = torch.cat([x, skip], dim=1)
         h = self.norm1(x)
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
@@ -190,8 +191,8 @@ class _Block(nn.Module):
         has_attention: whether an attention follows each.
 
     Attributes:
-        gradient_checkpointing: set by `ModelMixin.enable_gradient_checkpointing`; residual blocks with their attention
-            are then computed again in the backward pass, in place of keeping what is inside them.
+        gradient_checkpointing: set by `ModelMixin.enable_gradient_checkpointing`; residual blocks and attentions are
+            then computed again in the backward pass, in place of keeping what is inside them.
     """
 
     gradient_checkpointing = False
@@ -207,16 +208,14 @@ class _Block(nn.Module):
         self.attentions = nn.ModuleList(attentions) if has_attention else None
         self.resnets = nn.ModuleList(resnets)
 
-    def _layer(self, i: int, time: Tensor, *joined: Tensor) -> Tensor:
-        """The i-th residual block, of all of `joined` as channels of one input, and its attention."""
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            again: Tensor = self._gradient_checkpointing_func(partial(self._compute_layer, i), time, *joined)
-            return again
-        return self._compute_layer(i, time, *joined)
+    def _layer(self, i: int, x: Tensor, time: Tensor, skip: Tensor | None = None) -> Tensor:
+        x = self._run(self.resnets[i], x, time, skip)
+        return x if self.attentions is None else self._run(self.attentions[i], x)
 
-    def _compute_layer(self, i: int, time: Tensor, *joined: Tensor) -> Tensor:
-        x: Tensor = self.resnets[i](torch.cat(joined, dim=1) if len(joined) > 1 else joined[0], time)
-        return x if self.attentions is None else self.attentions[i](x)
+    def _run(self, module: nn.Module, *inputs: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(module, *inputs)  # type: ignore[no-any-return]
+        return module(*inputs)  # type: ignore[no-any-return]
 
 
 class DownBlock2D(_Block):
@@ -254,7 +253,7 @@ class DownBlock2D(_Block):
         """x (B, C, H, W), time (B, E) to the result (B, C', H/2, W/2) and the results on the way, for the up blocks."""
         skips = []
         for i in range(len(self.resnets)):
-            x = self._layer(i, time, x)
+            x = self._layer(i, x, time)
             skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x, time)
@@ -292,7 +291,7 @@ class UNetMidBlock2D(_Block):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, H, W) and (B, E) to (B, C, H, W)."""
-        return self._layer(1, time, self._layer(0, time, x))
+        return self._layer(1, self._layer(0, x, time), time)
 
 
 class UpBlock2D(_Block):
@@ -323,7 +322,7 @@ class UpBlock2D(_Block):
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
         """x (B, C, H, W) and time (B, E) to (B, C', 2H, 2W); `skips` holds one result for each residual block."""
         for i, skip in enumerate(skips):
-            x = self._layer(i, time, x, skip)
+            x = self._layer(i, x, time, skip)
         return x if self.upsamplers is None else self.upsamplers[0](x, time)
 
 

@@ -169,9 +169,12 @@ def test_autocast_stays_near(unet: UNet2DModel, x: torch.Tensor) -> None:
     torch.testing.assert_close(got.float(), expected, rtol=0.1, atol=0.1)
 
 
-def test_compiles_into_one_graph(unet: UNet2DModel, x: torch.Tensor) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiles_into_one_graph(unet: UNet2DModel, x: torch.Tensor, checkpointing: bool) -> None:
     """Without a break, with gradients. (The backend that only traces: a code generator needs a compiler.)"""
     t = torch.tensor([3, 500])
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
     compiled: Any = torch.compile(unet, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, t).sample, unet(x, t).sample)
     compiled(x, t).sample.sum().backward()
