@@ -309,7 +309,10 @@ def test_statistics_of_something_else_are_one_sentence(
         (["--num_images", 3], "num_images is 3, and the metrics need at least 4"),
         (["--num_images", 61], "holds 60 images, and 61 are wanted"),
         (["--compare", "a", "b"], "either by --samples ONE or by --compare SEVERAL"),
-        (["--reference_split", "validation"], "(see --reference: a file, a folder or a Hub id; --reference_config"),
+        (
+            ["--reference_split", "validation"],
+            "(see --reference: a file, a folder or a Hub id, with a token in HF_TOKEN",
+        ),
         (["--reference_resolution", 16], "give --reference_resolution 8 --reference_channels 1"),
         (["--reference_split", "train[:3]"], "digits holds 3 images, and the metrics need 4"),
         (["--extractor", "nothing"], "the extractor 'nothing' is not one of digits, inception"),

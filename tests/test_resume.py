@@ -189,12 +189,14 @@ def test_a_run_with_another_meaning_is_refused_with_the_difference(stopped: Path
 
 
 def test_the_same_images_elsewhere_are_the_same_data_and_others_are_not(tmp_path: Path) -> None:
-    steps = ["--training.steps", 4, "--training.lr_schedule", "constant"]
+    unscored = ["--training.lr_schedule", "constant", "--evaluation.extractor", "null"]
     for folder, source in (("mine", "test"), ("theirs", "test"), ("others", "train")):
         (tmp_path / folder).mkdir()
         shutil.copy(DIGITS / f"{source}.parquet", tmp_path / folder / "digits.parquet")
-    run = finished(tmp_path / "run", *steps, "--data.name", tmp_path / "mine" / "digits.parquet")
-    more = ["--training.steps", 6, "--training.lr_schedule", "constant", "--data.name"]
+    run = finished(
+        tmp_path / "run", "--training.steps", 4, *unscored, "--data.name", tmp_path / "mine" / "digits.parquet"
+    )
+    more = ["--training.steps", 6, *unscored, "--data.name"]
     finished(run, *more, tmp_path / "theirs" / "digits.parquet")
     status, said = ended(run, *more, tmp_path / "others" / "digits.parquet")
     assert (status, "was trained on other images than" in said) == (2, True), said
