@@ -1,30 +1,44 @@
-"""Run a benchmark, print its table and keep the figures: `python -m benchmarks unet`."""
+"""Run a suite and keep its figures, `python -m benchmarks unet`, or write the page of them all, `... report`."""
 
 import argparse
-import json
 from pathlib import Path
 
-from benchmarks import loop, neighbours, sampling, unet
-from benchmarks.measure import machine
+from benchmarks.page import PAGE, SUITES, bars_of, page, result_of, suite
+from benchmarks.record import Record, machine
 
-BENCHMARKS = {"loop": loop, "neighbours": neighbours, "sampling": sampling, "unet": unet}
 
-parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed against diffusers, as ratios.")
-parser.add_argument("name", choices=BENCHMARKS)
-parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds; the median counts")
-parser.add_argument("--threads", type=int, default=None, help="torch's own number when not given")
-parser.add_argument("--output", type=Path, default=None, help="where to write; benchmarks/results/NAME.json by default")
-arguments = parser.parse_args()
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", choices=[*SUITES, "report"], help="the suite; 'report' writes docs/benchmarks.md")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="of the suite; NAME --help tells of them")
+    asked = parser.parse_args()
+    if asked.name == "report":
+        PAGE.write_text(page())
+    else:
+        measure(asked.name, asked.options)
 
-environment = machine(arguments.threads)
-results = BENCHMARKS[arguments.name].run(arguments.rounds)
-output = arguments.output or Path(__file__).parent / "results" / f"{arguments.name}.json"
-output.parent.mkdir(parents=True, exist_ok=True)
-report = {"benchmark": arguments.name, "rounds": arguments.rounds, "machine": environment, "results": results}
-output.write_text(json.dumps(report, indent=2) + "\n")
-header: list[str] = []
-for row in results:
-    if list(row) != header:
-        header = list(row)
-        print(f"\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
-    print(f"| {' | '.join(f'{value:.4g}' if isinstance(value, float) else str(value) for value in row.values())} |")
+
+def measure(name: str, options: list[str]) -> None:
+    """Run a suite and print its tables and what is wanted of it."""
+    module = suite(name)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--threads", type=int, default=None, help="torch's own number when not given")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds; the median counts")
+    parser.add_argument("--output", type=Path, default=result_of(name), help="the file of results")
+    if hasattr(module, "add_arguments"):
+        module.add_arguments(parser)
+    arguments = parser.parse_args(options)
+    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
+    record = Record(name, settings, machine(arguments.threads), arguments.output)
+    module.run(arguments, record)
+    print(module.report(record.rows))
+    for bar in bars_of(name, record.rows):
+        print(f"{'met' if bar.is_met else 'missed'}: {bar.what}: {bar.measured:.3g}, wanted {bar.wanted}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,10 @@
-"""Building the image cache, and how often four processes that open it hold it in memory.
+"""The image cache: building it from a parquet file, and how often four processes that open it hold it in memory.
 
-python -m benchmarks.cache --data PATH.parquet
+Memory of the building process is counted above what it was before. Rss counts the pages of the file that a process has
+in memory, and Pss divides each by the number of processes that share it: four times a quarter is one copy.
 """
 
 import argparse
-import json
 import multiprocessing
 import multiprocessing.synchronize
 import os
@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import machine
+from benchmarks.record import Record, table
 from ddpm_hf.config import DataConfig
 from ddpm_hf.data import load_cached_images
 
@@ -83,27 +83,27 @@ def in_processes(folder: Path, config: DataConfig) -> tuple[dict[str, Any], list
         return built, [job.result() for job in [pool.submit(read, config, barrier) for _ in range(PROCESSES)]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cache", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to build from."""
     parser.add_argument("--data", type=Path, required=True, help="a parquet file of images")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cache.json")
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace, record: Record) -> None:
+    """A row of the building, and one of each process that reads."""
     with tempfile.TemporaryDirectory() as folder:
         config = DataConfig(name=str(arguments.data.resolve()), cache_dir=Path(folder) / "images")
         built, readers = in_processes(Path(folder), config)
-    report = {"benchmark": "cache", "data": arguments.data.name, "machine": machine(None), "build": built}
-    arguments.output.write_text(json.dumps({**report, "readers": readers}, indent=2) + "\n")
+    record.add(built)
+    for row in readers:
+        record.add(row)
 
-    print(
-        f"built: {built['images']} images of {'x'.join(map(str, built['shape']))} ({built['mib']:.1f} MiB) in "
-        f"{built['seconds']:.1f} s, {built['images_per_second']:.0f} images/s, "
-        f"{built['peak_mib_above_before']:.0f} MiB of memory at most above what it was before\n"
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """The building in words, the readers in a table."""
+    built, *readers = rows
+    in_words = (
+        f"Built: {built['images']:,} images of {'x'.join(map(str, built['shape']))} ({built['mib']:.1f} MiB) in "
+        f"{built['seconds']:.1f} s, {built['images_per_second']:,.0f} images/s, with at most "
+        f"{built['peak_mib_above_before']:.0f} MiB of memory."
     )
-    print("| process | open, s | Rss, MiB | Pss, MiB |\n| --- | --- | --- | --- |")
-    for i, row in enumerate(readers):
-        print(f"| {i} | {row['open_seconds']:.2f} | {row['rss_mib']:.1f} | {row['pss_mib']:.1f} |")
-    print(f"| all |  | {sum(row['rss_mib'] for row in readers):.1f} | {sum(row['pss_mib'] for row in readers):.1f} |")
-
-
-if __name__ == "__main__":
-    main()
+    return f"{in_words}\n\n{table(['open, s', 'Rss, MiB', 'Pss, MiB'], [list(row.values()) for row in readers])}"

@@ -1,22 +1,20 @@
-"""DDIM's Table 1 on the digits: the FID over the number of steps S and the noise eta, and the seconds an image takes.
+"""DDIM's steps: Table 1 of Song et al. (2021) on the digits, the FID over the number of steps S and the noise eta.
 
-accelerate launch train_accelerate.py --diffusion.beta_schedule linear --diffusion.prediction_type epsilon \\
-    --output_dir runs/digits-linear
-python -m benchmarks.ddim --model runs/digits-linear
+Like theirs, the model is trained with linear betas to predict the noise, the grid is quadratic, and the predicted x_0
+is not clipped. FID is of 1,000 images against the 1,297 training images, ± its bootstrap error; the columns have the
+same noise at the start, so their differences are surer than that.
 
-Song et al. (2021) show on CIFAR-10 that few steps want eta = 0, and many steps forgive any eta. Like theirs, these
-samplers do not clip the predicted x_0.
+    accelerate launch train_accelerate.py --diffusion.beta_schedule linear --diffusion.prediction_type epsilon \\
+        --training.loss_weighting none --training.betas 0.9 0.999 --output_dir runs/digits-linear
 """
 
 import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measure import machine
+from benchmarks.record import Record, table
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline
 from ddpm_hf.config import DataConfig
 from ddpm_hf.data import load_cached_images
@@ -46,39 +44,35 @@ def row(pipe: Any, spacing: str, steps: int, num_images: int, reference: tuple[t
     return figures
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ddim", description="FID over steps and eta.")
-    parser.add_argument("--model", default="runs/digits", help="a pipeline of digits, such as the main job leaves")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it draws."""
+    parser.add_argument("--model", default="runs/digits-linear", help="a pipeline of digits")
     parser.add_argument("--num_images", type=int, default=1000)
     parser.add_argument("--spacing", nargs="+", default=["quadratic"])
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "ddim.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
 
-    environment = machine(arguments.threads)
+
+def run(arguments: argparse.Namespace, record: Record) -> None:
+    """A row for each grid and number of steps."""
     pipe = DDPMCustomPipeline.from_pretrained(arguments.model)
+    model = {key: pipe.scheduler.config[key] for key in ("beta_schedule", "prediction_type")}
     real = DigitsFeatures.load()(load_cached_images(DataConfig()).images)
     reference = mean_and_covariance(real)
-    results = []
     for spacing in arguments.spacing:
         for steps in arguments.steps:
-            results.append(row(pipe, spacing, steps, arguments.num_images, reference))
-            if len(results) == 1:
-                print(f"| {' | '.join(results[0])} |\n|{' --- |' * len(results[0])}")
-            cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in results[-1].values())
-            print(f"| {' | '.join(cells)} |", flush=True)
-    arguments.output.write_text(
-        json.dumps(
-            {
-                "benchmark": "ddim",
-                "num_images": arguments.num_images,
-                "weights_sha256": weights_hash(pipe.unet),
-                **{key: pipe.scheduler.config[key] for key in ("beta_schedule", "prediction_type")},
-                "machine": environment,
-                "results": results,
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+            found = row(pipe, spacing, steps, arguments.num_images, reference)
+            record.add({"weights_sha256": weights_hash(pipe.unet), **model, **found})
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """One table."""
+    lines = [
+        [
+            *(row[key] for key in ("grid", "S", "distinct steps")),
+            *(f"{row[f'FID, eta {eta:g}']:.2f} ± {row[f'error, eta {eta:g}']:.2f}" for eta in ETAS),
+            row["seconds per image"],
+        ]
+        for row in rows
+    ]
+    heads = ["grid", "S", "distinct steps", *(f"FID, eta = {eta:g}" for eta in ETAS), "seconds per image"]
+    return table(heads, lines)

@@ -1,10 +1,12 @@
-"""What a training step on the CIFAR-10 network costs beside the network, and what the data side can deliver.
+"""The training loop: what a step of `train_accelerate.py` on the CIFAR-10 network, batch 16, takes beside the network
+and its optimizer, and what the data side can deliver.
 
-The loop is the real one, of train_accelerate.py, with clocks round the network, the backward pass and the optimizer.
-The loader to compare with does what diffusers' example does: every image of every batch is decoded, cropped, flipped
-and normalised with PIL on its way through a DataLoader.
+It is logged at every step; "all else" is batch, noise, loss, gradient norm, moving average and log. The last two rows
+make the batch alone: ours reads the cache and draws noise, timesteps and flips too; the per-image loader does what
+diffusers' unconditional example does to every image (decode, crop, flip, normalise, with PIL) and no more.
 """
 
+import argparse
 import io
 import itertools
 import statistics
@@ -22,6 +24,7 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 from PIL import ImageOps
 
+from benchmarks.record import Bar, Record, table
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.run import Run
 from train_accelerate import train
@@ -45,12 +48,9 @@ class Clock:
             self.seconds[-1] += time.perf_counter() - start
 
 
-def run(rounds: int) -> list[dict[str, Any]]:
-    """One row for each part of a step, and one for a batch of each loader.
-
-    Returns:
-        "share" is of the whole step, in the median over the steps; the first step does not count.
-    """
+def run(arguments: argparse.Namespace, record: Record) -> None:
+    """One row for each part of a step, and one for a batch of each loader: medians over the steps without the first."""
+    rounds = arguments.rounds
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "images.parquet"
         write_images(data)
@@ -71,13 +71,22 @@ def run(rounds: int) -> list[dict[str, Any]]:
         }
     rest = [whole - sum(of_step) for whole, *of_step in zip(wholes, *parts.values(), strict=True)]
     rows = {"step": wholes, **parts, "all else in the step": rest, **loaders}
+    for what, seconds in rows.items():
+        share = statistics.median(part / whole for part, whole in zip(seconds, wholes, strict=True))
+        record.add({"what": what, "ms": 1000 * statistics.median(seconds), "share": share})
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """One table."""
+    return table(["part", "ms", "share of the step"], [[row["what"], row["ms"], f"{row['share']:.2%}"] for row in rows])
+
+
+def bars(rows: list[dict[str, Any]]) -> list[Bar]:
+    """What the loop may take, and how fast batches must come."""
+    share = {row["what"]: row["share"] for row in rows}
     return [
-        {
-            "what": what,
-            "ms": 1000 * statistics.median(seconds),
-            "share": statistics.median(part / whole for part, whole in zip(seconds, wholes, strict=True)),
-        }
-        for what, seconds in rows.items()
+        Bar("the loop's share of a CIFAR-10 training step", share["all else in the step"], at_most=0.02),
+        Bar("batches made in the time of a CIFAR-10 training step", 1 / share["a batch of ours"], at_least=50),
     ]
 
 
@@ -85,7 +94,7 @@ def step_times(training_run: Run) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds of each part of each step and of each whole step, without the first."""
     forward, backward = Clock(training_run.model.forward), Clock(training_run.accelerator.backward)
     optimizer = Clock(training_run.state.optimizer.step)
-    training_run.model.forward, training_run.accelerator.backward = forward, backward  # type: ignore[method-assign]
+    training_run.model.forward, training_run.accelerator.backward = forward, backward
     training_run.state.optimizer.step = optimizer
     clocks, starts, steps = (forward, backward, optimizer), [], training_run.steps
 

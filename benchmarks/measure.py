@@ -1,17 +1,9 @@
 """Timing that can be trusted on a machine with other work: rounds in turn, medians, ratios within a round."""
 
-import platform
 import statistics
 import time
-from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import torch
-
-import ddpm_hf
 
 
 def interleave(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> dict[str, float]:
@@ -20,7 +12,8 @@ def interleave(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) 
     Returns:
         median milliseconds of each, and the median of the rounds' own ratios with its quartiles.
     """
-    ours_ms, theirs_ms = [], []
+    ours_ms: list[float] = []
+    theirs_ms: list[float] = []
     for i in range(rounds + 1):
         pair = [(ours, ours_ms), (theirs, theirs_ms)]
         for call, times in pair if i % 2 else reversed(pair):
@@ -38,18 +31,11 @@ def interleave(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) 
     }
 
 
-def machine(threads: int | None) -> dict[str, Any]:
-    """What the figures depend on; sets the number of threads."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    cpu_info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu_info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "date": date.today().isoformat(),
-        "ddpm_hf": ddpm_hf.__version__,
-        **{package: version(package) for package in ("torch", "diffusers")},
-    }
+INTERLEAVED = ("ours, ms", "diffusers, ms", "ratio")
+"""Heads of :func:`interleaved_cells`."""
+
+
+def interleaved_cells(times: Mapping[str, float]) -> tuple[float, float, str]:
+    """What :func:`interleave` found, for a table."""
+    ratio = f"{times['ratio']:.2f} ({times['ratio_low']:.2f} to {times['ratio_high']:.2f})"
+    return times["ours_ms"], times["theirs_ms"], ratio

@@ -1,9 +1,11 @@
-"""What precision, recall, density and coverage of large sets cost: time and memory, and the model for 50,000 images.
+"""Metrics: what precision, recall, density and coverage of large sets cost in time and memory.
 
-The time of N x N distances of D features is that of a product and of what is done to its result, N^2 (a D + b). It is
-fitted to some sizes; another one is foretold and measured.
+As many samples as real images. The time of N x N distances of D features is that of a product and of what is done to
+its result, N² (a D + b) seconds; this model is fitted to the first three rows and foretells the others. Memory counts
+both sets of features.
 """
 
+import argparse
 import json
 import resource
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.record import Record, table
 from ddpm_hf.metrics import manifolds
 
 FITTED = [(2_500, 512), (5_000, 512), (5_000, 2_048)]
@@ -21,18 +24,22 @@ FORETOLD = (10_000, 512)
 WANTED = (50_000, 2_048)
 
 
-def run(rounds: int) -> list[dict[str, Any]]:
+def run(arguments: argparse.Namespace, record: Record) -> None:
     """One row for each size: as measured, and as the model says of those that it was not fitted to."""
-    del rounds  # a pass over 10,000 x 10,000 pairs is long enough
+    del arguments  # a pass over 10,000 x 10,000 pairs is long enough without rounds
     found = {size: measured(*size) for size in (*FITTED, FORETOLD)}
     work = torch.tensor([[n * n * d, n * n] for n, d in FITTED], dtype=torch.float64)
     costs = torch.linalg.lstsq(work, torch.tensor([found[size][0] for size in FITTED], dtype=torch.float64)).solution
-    rows = []
     for n, d in (*FITTED, FORETOLD, WANTED):
-        seconds, mib = found.get((n, d), ("", ""))
-        model = "" if (n, d) in FITTED else (torch.tensor([n * n * d, n * n], dtype=torch.float64) @ costs).item()
-        rows.append({"images": n, "features": d, "seconds": seconds, "peak_mib": mib, "model_seconds": model})
-    return rows
+        seconds, mib = found.get((n, d), (None, None))
+        model = (torch.tensor([n * n * d, n * n], dtype=torch.float64) @ costs).item() if (n, d) not in FITTED else None
+        record.add({"images": n, "features": d, "seconds": seconds, "peak_mib": mib, "model_seconds": model})
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """One table."""
+    heads = ["images", "features", "seconds", "peak MiB", "seconds by the model"]
+    return table(heads, [list(row.values()) for row in rows])
 
 
 def measured(images: int, features: int) -> tuple[float, float]:

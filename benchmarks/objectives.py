@@ -1,14 +1,13 @@
-"""What the objectives are worth on the digits: the main job's recipe, shortened, with one thing changed at a time.
+"""Objectives: what they are worth on the digits, a short run of the main job with one thing changed at a time.
 
-    python -m benchmarks.objectives --steps 300 --seeds 0 1 2
-
-Every run is a training run of its own, and what is in the file of results already is not run again. Printed are the
-bits/dim of held-out digits (the stochastic estimate; all runs have the same noise and timesteps, so their differences
-are known better than the values), the spread of the loss from step to step, and the FID over the steps.
+The run that is changed has uniform weights and timesteps, and Adam's usual betas. Bits/dim are those of the held-out
+digits, by the stochastic estimate; all runs have the same noise and timesteps there, so their differences are surer
+than the values. The spread is the standard deviation of a step's loss from step to step over its mean, in the second
+half of a run. FID is of 500 images in 25 steps. Mean ± standard deviation over the seeds; what is in the file of
+results already is not run again.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from itertools import pairwise
@@ -17,7 +16,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from benchmarks.measure import machine
+from benchmarks.record import Record, table
 from ddpm_hf import DDPMCustomPipeline, DDPMScheduler
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.config import DataConfig
@@ -28,7 +27,7 @@ from ddpm_hf.run import Run
 from train_accelerate import train
 
 RECIPE = Path(__file__).parent.parent / "configs" / "train" / "digits.yaml"
-RESULTS = Path(__file__).parent / "results" / "objectives.json"
+PLAIN = ["--training.loss_weighting", "none", "--training.betas", "[0.9,0.999]"]
 HYBRID = ["--training.loss", "hybrid", "--diffusion.variance_type", "learned_range", "--model.out_channels", "2"]
 VARIANTS: dict[str, list[str]] = {
     "simple": [],
@@ -49,7 +48,7 @@ def measure(variant: str, seed: int, steps: int, accelerator: Accelerator) -> di
             *("--training.sample_every", "null", "--training.checkpoint_every", "null", "--threads", "1", "--quiet"),
             *("--evaluation.every", str(steps // ROUNDS), "--evaluation.num_inference_steps", "25"),
         ]
-        run = Run(parse_config([*settings, *VARIANTS[variant]], RECIPE), accelerator)
+        run = Run(parse_config([*settings, *PLAIN, *VARIANTS[variant]], RECIPE), accelerator)
         run.start()
         train(run)
         run.finish(*run.evaluate())
@@ -75,53 +74,48 @@ def bits_of(pipe: Any) -> float:
     return bits_per_dim(pipe, images, method="estimate", timesteps_per_image=20).mean
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown, mean ± standard deviation over the seeds."""
-    lines = []
-    for variant in VARIANTS:
-        rows = [row for row in results if row["variant"] == variant]
-        if not rows:
-            continue
-        for kind in rows[0]["bits_per_dim"]:
-            fids = [" ".join(_spread([row["fid"][step] for row in rows], 2)) for step in rows[0]["fid"]]
-            cells = [
-                variant,
-                kind,
-                " ".join(_spread([row["bits_per_dim"][kind] for row in rows], 3)),
-                " ".join(_spread([row["loss_spread"] for row in rows], 3)),
-                *fids,
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    steps = [f"FID at {step}" for step in results[0]["fid"]]
-    heads = ["objective", "variance", "bits/dim", "spread of the loss", *steps]
-    return "\n".join([f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *lines])
-
-
-def _spread(values: list[float], digits: int) -> list[str]:
-    more = [f"± {statistics.stdev(values):.{digits}f}"] if len(values) > 1 else []
-    return [f"{statistics.fmean(values):.{digits}f}", *more]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.objectives", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How long, and how often."""
     parser.add_argument("--steps", type=int, default=300, help="of each run; a multiple of 3")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    environment = machine(threads=1)
-    content = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"results": []}
-    results = [row for row in content["results"] if row["steps"] == arguments.steps]
+
+
+def run(arguments: argparse.Namespace, record: Record) -> None:
+    """A row for each objective and seed that has none yet."""
+    record.resume()
     accelerator = Accelerator(cpu=True)
     for seed in arguments.seeds:
         for variant in VARIANTS:
-            if any((row["variant"], row["seed"]) == (variant, seed) for row in results):
-                continue
-            figures = measure(variant, seed, arguments.steps, accelerator)
-            results.append({"variant": variant, "seed": seed, "steps": arguments.steps, **figures})
-            arguments.output.write_text(json.dumps({"machine": environment, "results": results}, indent=2) + "\n")
-    # As the file has them: JSON's keys are strings.
-    print(table(json.loads(arguments.output.read_text())["results"]))
+            key = {"variant": variant, "seed": seed, "steps": arguments.steps}
+            if record.find(**key) is None:
+                record.add({**key, **measure(variant, seed, arguments.steps, accelerator)})
 
 
-if __name__ == "__main__":
-    main()
+def report(rows: list[dict[str, Any]]) -> str:
+    """One table for each length of run."""
+    return "\n\n".join(
+        _table([row for row in rows if row["steps"] == steps]) for steps in {row["steps"] for row in rows}
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for variant in VARIANTS:
+        seeds = [row for row in rows if row["variant"] == variant]
+        for kind in seeds[0]["bits_per_dim"] if seeds else []:
+            lines.append(
+                [
+                    variant,
+                    kind,
+                    _spread([row["bits_per_dim"][kind] for row in seeds], 3),
+                    _spread([row["loss_spread"] for row in seeds], 3),
+                    *(_spread([row["fid"][step] for row in seeds], 2) for step in seeds[0]["fid"]),
+                ]
+            )
+    fids = (f"FID at {step}" for step in rows[0]["fid"])
+    return table(["objective", "variance", "bits/dim", "spread of the loss", *fids], lines)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    more = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{more}"

@@ -1,12 +1,16 @@
-"""Images per second of this package's pipeline against diffusers' own, with the same weights, scheduler and steps."""
+"""Sampling: a call of our pipeline against diffusers' DDIMPipeline and DDPMPipeline, with the same weights, scheduler
+and four steps.
+"""
 
+import argparse
 from functools import partial
 from typing import Any
 
 import diffusers
 import torch
 
-from benchmarks.measure import interleave
+from benchmarks.measure import INTERLEAVED, interleave, interleaved_cells
+from benchmarks.record import Bar, Record, table
 from benchmarks.unet import CIFAR10, DIGITS
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 
@@ -18,13 +22,8 @@ SCHEDULERS = {
 }
 
 
-def run(rounds: int) -> list[dict[str, Any]]:
-    """One row for each network and scheduler.
-
-    Returns:
-        Times of a call; its ratio is of times, so below 1 is faster than diffusers.
-    """
-    rows = []
+def run(arguments: argparse.Namespace, record: Record) -> None:
+    """One row for each network and scheduler: times of a call."""
     for name, config, batch_size in CASES:
         ours = UNet2DModel(**config).eval()
         theirs = diffusers.UNet2DModel(**config).eval()
@@ -34,8 +33,30 @@ def run(rounds: int) -> list[dict[str, Any]]:
             for pipeline in pipelines:
                 pipeline.set_progress_bar_config(disable=True)
             one, two = (partial(draw, pipeline, batch_size) for pipeline in pipelines)
-            rows.append({"network": name, "batch": batch_size, "scheduler": kind, **interleave(one, two, rounds)})
-    return rows
+            times = interleave(one, two, arguments.rounds)
+            record.add({"network": name, "batch": batch_size, "scheduler": kind, **times})
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """One table."""
+    case = ("network", "batch", "scheduler")
+    return table([*case, *INTERLEAVED], [[*(row[key] for key in case), *interleaved_cells(row)] for row in rows])
+
+
+AT_LEAST = {"CIFAR-10": 1.05, "digits": 1.3}
+
+
+def bars(rows: list[dict[str, Any]]) -> list[Bar]:
+    """Images per second with DDIM over diffusers'."""
+    return [
+        Bar(
+            f"{row['network']} network, batch {row['batch']}: images/s with DDIM over diffusers'",
+            1 / row["ratio"],
+            at_least=AT_LEAST[row["network"]],
+        )
+        for row in rows
+        if row["scheduler"] == "DDIM"
+    ]
 
 
 def draw(pipeline: Any, batch_size: int) -> None:

@@ -1,5 +1,13 @@
-"""The UNet's forward, training step and memory against diffusers' UNet2DModel, with the same weights."""
+"""The network: our UNet's forward pass, training step and memory against diffusers' UNet2DModel of the same weights.
 
+A training step is forward, with dropout, and backward; the optimizer would be the same for both. Memory is the most
+that a step holds at any time: weights, gradients, and what is kept for the backward pass or only for a moment.
+
+What is saved: an up-sampling convolution is computed as a transposed one of 4/9 of the multiplications, and a norm with
+its SiLU keeps only its input and computes the rest again ([fused.py](../ddpm_hf/fused.py)).
+"""
+
+import argparse
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -8,7 +16,8 @@ import diffusers
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measure import interleave
+from benchmarks.measure import INTERLEAVED, interleave, interleaved_cells
+from benchmarks.record import Bar, Record, table
 from ddpm_hf import UNet2DModel
 
 CIFAR10: dict[str, Any] = {
@@ -33,9 +42,8 @@ DIGITS: dict[str, Any] = {
 CASES = [("CIFAR-10", CIFAR10, 8), ("CIFAR-10", CIFAR10, 16), ("digits", DIGITS, 128)]
 
 
-def run(rounds: int) -> list[dict[str, Any]]:
-    """One row for each network and each of forward and training step, then one for each network's memory."""
-    rows, memory_rows = [], []
+def run(arguments: argparse.Namespace, record: Record) -> None:
+    """For each network a row of its forward pass, one of its training step and one of its memory."""
     for name, config, batch_size in CASES:
         ours = UNet2DModel(**config)
         theirs = diffusers.UNet2DModel(**config)
@@ -43,15 +51,49 @@ def run(rounds: int) -> list[dict[str, Any]]:
         size, channels = config["sample_size"], ours.config.in_channels
         x = torch.randn(batch_size, channels, size, size)
         t = torch.randint(1000, (batch_size,))
+        case = {"network": name, "batch": batch_size}
         for kind, call in (("forward", forward), ("training step", training_step)):
-            times = interleave(partial(call, ours, x, t), partial(call, theirs, x, t), rounds)
-            rows.append({"network": name, "batch": batch_size, "what": kind, **times})
+            times = interleave(partial(call, ours, x, t), partial(call, theirs, x, t), arguments.rounds)
+            record.add({**case, "what": kind, **times})
         memory = {"ours_mib": peak_mib(ours, x, t), "theirs_mib": peak_mib(theirs, x, t)}
         ours.enable_gradient_checkpointing()
-        memory["checkpointed_mib"] = peak_mib(ours, x, t)
-        ratios = {f"{key}_ratio": memory[f"{key}_mib"] / memory["theirs_mib"] for key in ("ours", "checkpointed")}
-        memory_rows.append({"network": name, "batch": batch_size, "what": "peak memory", **memory, **ratios})
-    return rows + memory_rows
+        record.add({**case, "what": "peak memory", **memory, "checkpointed_mib": peak_mib(ours, x, t)})
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """One table of times, one of memory."""
+    case = ("network", "batch")
+    times = [[*(row[key] for key in (*case, "what")), *interleaved_cells(row)] for row in rows if "ratio" in row]
+    memory = [
+        [row["network"], row["batch"], row["ours_mib"], row["theirs_mib"], *_ratios(row)]
+        for row in rows
+        if "ours_mib" in row
+    ]
+    heads = [*case, "ours, MiB", "diffusers, MiB", "ratio", "ratio with gradient checkpointing"]
+    return "\n\n".join([table([*case, "what", *INTERLEAVED], times), table(heads, memory)])
+
+
+def _ratios(row: dict[str, Any]) -> tuple[float, float]:
+    """Of the memory, without and with gradient checkpointing."""
+    return row["ours_mib"] / row["theirs_mib"], row["checkpointed_mib"] / row["theirs_mib"]
+
+
+AT_MOST = {("CIFAR-10", "forward"): 0.93, ("CIFAR-10", "training step"): 0.93, ("digits", "training step"): 0.75}
+
+
+def bars(rows: list[dict[str, Any]]) -> list[Bar]:
+    """Times and memory over diffusers'."""
+    found = []
+    for row in rows:
+        case = f"{row['network']} network, batch {row['batch']}"
+        limit = AT_MOST.get((row["network"], row["what"]))
+        if limit is not None:
+            found.append(Bar(f"{case}: {row['what']}, time over diffusers'", row["ratio"], at_most=limit))
+        if "ours_mib" in row:
+            plain, checkpointed = _ratios(row)
+            found.append(Bar(f"{case}: memory of a step over diffusers'", plain, at_most=0.85))
+            found.append(Bar(f"{case}: the same with gradient checkpointing", checkpointed, at_most=0.45))
+    return found
 
 
 @torch.no_grad()
@@ -73,4 +115,4 @@ def peak_mib(unet: Any, x: torch.Tensor, t: torch.Tensor) -> float:
         training_step(unet, x, t)
     events = profiler.profiler.kineto_results.events()
     held = accumulate(event.nbytes() for event in events if event.name() == "[memory]")
-    return (max(held) + sum(weight.nbytes for weight in unet.parameters())) / 2**20
+    return float(max(held) + sum(weight.nbytes for weight in unet.parameters())) / 2**20

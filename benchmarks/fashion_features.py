@@ -1,0 +1,50 @@
+"""Trains a feature network for Fashion-MNIST at 16x16, as none is published for images this small."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm_hf.data import ImageData
+
+EPOCHS = 4
+BATCH_SIZE = 128
+LEARNING_RATE = 2e-3
+
+
+class FashionFeatures(nn.Module):
+    """uint8 (N, 1, 16, 16) to 64 features, from which one linear layer tells the ten classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels_in, channels in [(1, 32), (32, 64), (64, 64)]:
+            layers += [nn.Conv2d(channels_in, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 2 * 2, 64), nn.ReLU())
+        self.classes = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layers(images.float() / 127.5 - 1)
+        return features
+
+
+def trained_features(data: ImageData, path: Path) -> Path:
+    """Train on these images, and leave the TorchScript file that `load_extractor` takes."""
+    assert data.labels is not None
+    torch.manual_seed(0)
+    network = FashionFeatures()
+    steps = EPOCHS * (len(data) // BATCH_SIZE)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    for _ in range(EPOCHS):
+        for batch in torch.split(torch.randperm(len(data))[: steps // EPOCHS * BATCH_SIZE], BATCH_SIZE):
+            logits = network.classes(F.dropout(network(data.images[batch]), 0.2))
+            optimizer.zero_grad()
+            loss = F.cross_entropy(logits, data.labels[batch], label_smoothing=0.1)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    torch.jit.script(network.eval()).save(str(path))  # type: ignore[no-untyped-call]
+    return path

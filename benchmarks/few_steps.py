@@ -1,0 +1,88 @@
+"""Few-step sampling: FID over the number of network evaluations, for DDPM and DDIM on every grid and for diffusers'
+DPM-Solver++ and UniPC, each made by `from_config` of the model's own scheduler.
+
+Every sampler starts from the same noise. FID is of 1,000 images of the main job's model against its 1,297 training
+images; "best of" says which sampler to take for a budget.
+"""
+
+import argparse
+from typing import Any
+
+import diffusers
+import torch
+
+from benchmarks.record import Bar, Record, table
+from ddpm_hf import DDIMScheduler, DDPMCustomPipeline
+from ddpm_hf.config import DataConfig
+from ddpm_hf.data import load_cached_images
+from ddpm_hf.manifest import weights_hash
+from ddpm_hf.metrics import DigitsFeatures
+from ddpm_hf.metrics.fid import mean_and_covariance
+from ddpm_hf.metrics.scores import fid
+from ddpm_hf.time_grids import TIMESTEP_SPACINGS
+
+NUM_IMAGES = 1000
+BUDGETS = (5, 10, 20, 50, 100)
+EVEN = ("DDIM", "leading")
+"""What the issue compares with: DDIM with even steps, diffusers' default grid."""
+SAMPLERS: dict[str, tuple[Any, dict[str, Any], float]] = {
+    "DDIM": (DDIMScheduler, {}, 0.0),
+    "DDPM": (DDIMScheduler, {}, 1.0),  # eta = 1 is DDPM's step, on any grid
+    "DPM-Solver++": (diffusers.DPMSolverMultistepScheduler, {}, 0.0),
+    "UniPC": (diffusers.UniPCMultistepScheduler, {}, 0.0),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
+    parser.add_argument("--model", default="runs/digits", help="a pipeline of digits, such as the main job leaves")
+
+
+def run(arguments: argparse.Namespace, record: Record) -> None:
+    """A row for each sampler, grid and budget."""
+    record.resume()
+    pipe = DDPMCustomPipeline.from_pretrained(arguments.model)
+    pipe.set_progress_bar_config(disable=True)
+    model, own = weights_hash(pipe.unet), pipe.scheduler.config
+    network = DigitsFeatures.load()
+    reference = mean_and_covariance(network(load_cached_images(DataConfig()).images))
+    for name, (scheduler, options, eta) in SAMPLERS.items():
+        for spacing in TIMESTEP_SPACINGS:
+            if spacing == "quadratic" and scheduler is not DDIMScheduler:
+                continue  # diffusers' do not know it
+            pipe.register_modules(scheduler=scheduler.from_config(own, timestep_spacing=spacing, **options))
+            for budget in BUDGETS:
+                key = {"model": model, "sampler": name, "grid": spacing, "evaluations": budget}
+                if record.find(**key) is not None:
+                    continue
+                images: torch.Tensor = pipe(
+                    seeds=range(NUM_IMAGES), num_inference_steps=budget, eta=eta, output_type="uint8"
+                ).images
+                record.add({**key, "fid": fid(network(images), *reference)["fid"].value})
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """A row for each sampler and grid, and the best of each budget."""
+    fids = _table(rows)
+    lines = [[sampler, grid, *(of[budget] for budget in BUDGETS)] for (sampler, grid), of in fids.items()]
+    best = [", ".join(min((of[budget], key) for key, of in fids.items())[1]) for budget in BUDGETS]
+    return table(["sampler", "grid", *map(str, BUDGETS)], [*lines, ["best of", "", *best]])
+
+
+def _table(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[int, float]]:
+    """(sampler, grid) -> evaluations -> FID."""
+    fids: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        fids.setdefault((row["sampler"], row["grid"]), {})[row["evaluations"]] = row["fid"]
+    return fids
+
+
+def bars(rows: list[dict[str, Any]]) -> list[Bar]:
+    """Evaluations of DDIM with even steps over the fewest that reach its FID with any other sampler."""
+    fids, found = _table(rows), []
+    for budget in BUDGETS[2:]:
+        target = fids[EVEN][budget]
+        fewest = min(n for of in fids.values() for n, fid in of.items() if fid <= target)
+        what = f"digits: to the FID of DDIM in {budget} even steps ({target:.2f}), its evaluations over the fewest"
+        found.append(Bar(what, budget / fewest, at_least=2))
+    return found

@@ -1,0 +1,74 @@
+"""The plain loop to compare with: diffusers' network, noise, optimizer, schedule and average, put together as in its
+unconditional training example.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+LEARNING_RATE = 1e-4
+WARMUP_STEPS = 500
+"""The example's defaults."""
+
+
+class PlainLoop:
+    """Trains in place; the images are decoded and in memory already, which the example's are not.
+
+    Args:
+        unet: diffusers' own.
+        images: (N, C, H, W) in [-1, 1].
+        steps: of the cosine schedule.
+        batch_size: images of a step.
+        learning_rate: after the warm-up.
+        warmup_steps: of the learning rate.
+        seed: of batches, noise and timesteps.
+    """
+
+    def __init__(
+        self,
+        unet: diffusers.UNet2DModel,
+        images: Tensor,
+        steps: int,
+        batch_size: int,
+        learning_rate: float,
+        warmup_steps: int,
+        seed: int,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.unet = unet.train()
+        self.noise_scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+        self.optimizer = torch.optim.AdamW(
+            unet.parameters(), lr=learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+        )
+        self.lr_scheduler = get_scheduler(
+            "cosine", self.optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps
+        )
+        self.ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
+        loader = torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(images), batch_size, shuffle=True, drop_last=True
+        )
+        self.batches: Iterator[list[Tensor]] = itertools.chain.from_iterable(itertools.repeat(loader))
+        self.seconds = 0.0
+
+    def step(self) -> None:
+        """One step of the optimizer."""
+        start = time.perf_counter()
+        (clean,) = next(self.batches)
+        noise = torch.randn_like(clean)
+        t = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (len(clean),))
+        noisy = self.noise_scheduler.add_noise(clean, noise, t)
+        loss = F.mse_loss(self.unet(noisy, t).sample, noise)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.unet.parameters())
+        self.seconds += time.perf_counter() - start

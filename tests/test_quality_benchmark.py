@@ -1,0 +1,56 @@
+"""What the suites of quality conclude from their rows: by hand, on rows whose answer is known."""
+
+import pytest
+
+from benchmarks import few_steps, quality
+
+
+def row(method: str, steps: int, seconds: float, marks: dict[str, float], seed: int) -> dict[str, object]:
+    key = {"problem": "digits", "method": method, "learning_rate": 1e-3, "seed": seed, "steps": steps}
+    return {**key, "batch_size": 64, "seconds": seconds, "marks": marks, "fid": marks[str(steps)]}
+
+
+def rows(ours: float) -> list[dict[str, object]]:
+    """Three seeds: the plain loop ends at 2 on average, and ours, with fewer steps, at `ours`."""
+    found = []
+    for seed, shift in enumerate((-0.5, 0.0, 0.5)):
+        found.append(row("plain", 1000, 100.0, {"500": 4.0 + shift, "1000": 2.0 + shift}, seed))
+        found.append(row("ours", 400, 30.0, {"200": 3.0 + shift, "400": ours + shift}, seed))
+    return found
+
+
+def test_the_time_to_the_same_quality_is_that_of_the_first_mark_at_or_below_it() -> None:
+    seconds, images = quality.bars(rows(ours=2.0))
+    assert seconds.measured == pytest.approx(100 / 30)
+    assert images.measured == 1000 / 400
+    assert seconds.is_met
+    assert images.is_met
+
+
+def test_a_quality_that_is_not_reached_misses_the_bar() -> None:
+    assert [bar.measured for bar in quality.bars(rows(ours=2.1))] == [0, 0]
+
+
+def test_a_mark_on_the_way_counts() -> None:
+    earlier = [row("ours", 800, 60.0, {"400": 1.9, "800": 1.0}, seed) for seed in range(3)]
+    seconds, images = quality.bars([*rows(ours=2.1), *earlier])
+    assert seconds.measured == pytest.approx(100 / 30)
+    assert images.measured == 1000 / 400
+
+
+def test_a_group_without_all_its_seeds_does_not_count() -> None:
+    assert quality.bars(rows(ours=2.0)[:-1]) == []
+
+
+def test_fewest_evaluations_to_the_same_fid() -> None:
+    by_sampler = {
+        ("DDIM", "leading"): [9, 7, 5, 4, 3],
+        ("UniPC", "trailing"): [4, 3.5, 3.2, 3, 3],
+    }
+    table = [
+        {"model": "", "sampler": sampler, "grid": grid, "evaluations": budget, "fid": fid}
+        for (sampler, grid), fids in by_sampler.items()
+        for budget, fid in zip(few_steps.BUDGETS, fids, strict=True)
+    ]
+    assert [bar.measured for bar in few_steps.bars(table)] == [20 / 5, 50 / 5, 100 / 50]
+    assert "| best of |  | UniPC, trailing |" in few_steps.report(table)
