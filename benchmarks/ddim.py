@@ -5,7 +5,7 @@ is not clipped. FID is of 1,000 images against the 1,297 training images, ± its
 same noise at the start, so their differences are surer than that.
 
     accelerate launch train_accelerate.py --diffusion.beta_schedule linear --diffusion.prediction_type epsilon \\
-        --training.loss_weighting none --training.betas 0.9 0.999 --output_dir runs/digits-linear
+        --training.loss_weighting none --training.betas '[0.9,0.999]' --output_dir runs/digits-linear
 """
 
 import argparse

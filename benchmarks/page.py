@@ -16,6 +16,7 @@ SUITES = (
     "quality",
     "few_steps",
     "cache",
+    "startup",
     "neighbours",
     "ddim",
     "guidance",
