@@ -2,9 +2,9 @@
 example (`plain_loop.py`), with the same network, batch size and sampler.
 
 Both learning rates are tuned over the same grid, on seed 0; "published" is the plain loop with the example's own
-learning rate and warm-up. FID is of 1,000 images with eta = 1 against all training images: digits in 50 steps and in the
-features of the embedded network, Fashion-MNIST at 16x16 in 25 steps and in those of a classifier that is trained first.
-Seconds are the steps times what a step takes, measured in turn on one thread.
+learning rate and warm-up. FID is of 1,000 images with eta = 1 against all training images: digits in 50 steps and in
+the features of the embedded network, Fashion-MNIST at 16x16 in 25 steps and in those of a classifier that is trained
+first. Seconds are the steps times what a step takes, measured in turn on one thread.
 """
 
 import argparse
