@@ -1,7 +1,8 @@
-"""The image cache: building it from a parquet file, and how often four processes that open it hold it in memory.
+"""Building the image cache, and how often four processes that open it hold it in memory.
 
-Memory of the building process is counted above what it was before. Rss counts the pages of the file that a process has
-in memory, and Pss divides each by the number of processes that share it: four times a quarter is one copy.
+The peak is what building takes above what the process had before. Of the cache's mapping in each reader's memory, Rss
+counts all pages that are there, and Pss divides each by the number of processes that share it, so the sum of Pss is
+what the machine really holds. The data are a parquet file of encoded images, such as Fashion-MNIST's on the Hub.
 """
 
 import argparse
@@ -15,18 +16,51 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import MIB, in_new_process, peak_memory, resident_memory
 from benchmarks.record import Record, table
 from ddpm_hf.config import DataConfig
 from ddpm_hf.data import load_cached_images
 
 PROCESSES = 4
-MIB = 2**20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The data; no rounds, as each build is a new one."""
+    parser.add_argument("--data", type=Path, required=True, help="a parquet file of images")
+    parser.set_defaults(rounds=None)
+
+
+def run(arguments: argparse.Namespace, record: Record) -> None:
+    """One row for the build, and one for each reader."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = DataConfig(name=str(arguments.data.resolve()), cache_dir=Path(folder) / "images")
+        built, readers = in_processes(Path(folder), config)
+    record.add({"what": "build", **built})
+    for reader in readers:
+        record.add({"what": "read", **reader})
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """A table of the build and one of the readers."""
+    keys = ("images", "mib", "seconds", "images_per_second", "peak_mib_above_before")
+    built = [["x".join(map(str, row["shape"])), *(row[key] for key in keys)] for row in rows if row["what"] == "build"]
+    heads = ["shape", "images", "MiB", "seconds", "images/s", "peak memory, MiB"]
+    columns = ("open_seconds", "rss_mib", "pss_mib")
+    readers = [[row[key] for key in columns] for row in rows if row["what"] == "read"]
+    total = ["", *(sum(reader[i] for reader in readers) for i in (1, 2))]
+    cells = [[str(i), *reader] for i, reader in enumerate(readers)]
+    return "\n\n".join(
+        [
+            table(heads, built),
+            table(["process", "seconds to open", "Rss, MiB", "Pss, MiB"], [*cells, ["all", *total]]),
+        ]
+    )
 
 
 def build(config: DataConfig) -> dict[str, Any]:
     """Build the cache in this process: time, and memory at its highest above what it was before."""
     load_cached_images(DataConfig(cache_dir=config.cache_dir))  # loads all code
-    before = status("VmRSS")
+    before = resident_memory()
     start = time.perf_counter()
     data = load_cached_images(config)
     seconds = time.perf_counter() - start
@@ -36,7 +70,7 @@ def build(config: DataConfig) -> dict[str, Any]:
         "mib": data.images.nbytes / MIB,
         "seconds": seconds,
         "images_per_second": len(data) / seconds,
-        "peak_mib_above_before": (status("VmHWM") - before) / MIB,
+        "peak_mib_above_before": (peak_memory() - before) / MIB,
     }
 
 
@@ -65,45 +99,11 @@ def mapping(file_name: str, size: int) -> dict[str, float]:
     raise LookupError(f"{file_name} is not mapped")
 
 
-def status(entry: str) -> int:
-    """Bytes of an entry of /proc/self/status."""
-    found = re.search(rf"^{entry}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-    assert found is not None, entry
-    return 1024 * int(found[1])
-
-
 def in_processes(folder: Path, config: DataConfig) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Build in one new process and read in four, with caches of their own, so that nothing is there beforehand."""
     os.environ |= {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}  # read by each new process
+    built = in_new_process(build, config)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as pool:
-        built = pool.submit(build, config).result()
     with context.Manager() as manager, ProcessPoolExecutor(PROCESSES, context) as pool:
         barrier: Any = manager.Barrier(PROCESSES)
         return built, [job.result() for job in [pool.submit(read, config, barrier) for _ in range(PROCESSES)]]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to build from."""
-    parser.add_argument("--data", type=Path, required=True, help="a parquet file of images")
-
-
-def run(arguments: argparse.Namespace, record: Record) -> None:
-    """A row of the building, and one of each process that reads."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = DataConfig(name=str(arguments.data.resolve()), cache_dir=Path(folder) / "images")
-        built, readers = in_processes(Path(folder), config)
-    record.add(built)
-    for row in readers:
-        record.add(row)
-
-
-def report(rows: list[dict[str, Any]]) -> str:
-    """The building in words, the readers in a table."""
-    built, *readers = rows
-    in_words = (
-        f"Built: {built['images']:,} images of {'x'.join(map(str, built['shape']))} ({built['mib']:.1f} MiB) in "
-        f"{built['seconds']:.1f} s, {built['images_per_second']:,.0f} images/s, with at most "
-        f"{built['peak_mib_above_before']:.0f} MiB of memory."
-    )
-    return f"{in_words}\n\n{table(['open, s', 'Rss, MiB', 'Pss, MiB'], [list(row.values()) for row in readers])}"

@@ -1,10 +1,10 @@
-"""Guidance: what it does to class-conditional digits, the accuracy of the asked class against diversity over the
-scales.
-
-The images are of ten classes in turn, in 50 steps with eta = 1. Accuracy is the share that the digits network takes for
-the asked class (in the last columns of each class); the last row are real digits held out from training.
+"""What guidance does to class-conditional digits: the accuracy of the asked class against diversity, over the scales.
 
     accelerate launch train_accelerate.py --config configs/train/digits_conditional.yaml
+    python -m benchmarks guidance --model runs/digits_conditional
+
+Images of ten classes in turn, in 50 steps with eta 1. Accuracy is the share of them that the digits network takes for
+the asked class, first of all and then of each class; the last row are real digits held out from training.
 """
 
 import argparse
@@ -22,6 +22,39 @@ from ddpm_hf.metrics import DigitsFeatures, frechet_distance, precision_recall
 from ddpm_hf.sampling import sample_images
 
 CLASSES = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the scales and the images."""
+    parser.add_argument("--model", type=Path, default=Path("runs/digits_conditional"))
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 5.0])
+    parser.add_argument("--num_images", type=int, default=500, help="as many as there are held-out digits")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(rounds=None)
+
+
+def run(arguments: argparse.Namespace, record: Record) -> None:
+    """One row for each scale, and one for real digits."""
+    network = DigitsFeatures.load()
+    train, held_out = (load_cached_images(DataConfig(split=split)) for split in ("train", "test"))
+    real = network(train.images)
+    pipe = DDPMCustomPipeline.from_pretrained(arguments.model)
+    pipe.scheduler.set_timesteps(50)
+    labels = torch.arange(arguments.num_images) % CLASSES
+    for scale in arguments.scales:
+        images = sample_images(
+            pipe.unet,
+            pipe.scheduler,
+            arguments.num_images,
+            seed=arguments.seed,
+            class_labels=labels,
+            guidance_scale=scale,
+            eta=1.0,
+        )
+        record.add({"scale": scale, **figures(images, labels, real, network)})
+    assert held_out.labels is not None
+    count = arguments.num_images
+    record.add({"scale": "real", **figures(held_out.images[:count], held_out.labels[:count], real, network)})
 
 
 def figures(images: Tensor, labels: Tensor, real: Tensor, network: DigitsFeatures) -> dict[str, Any]:
@@ -45,40 +78,11 @@ def figures(images: Tensor, labels: Tensor, real: Tensor, network: DigitsFeature
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how it draws."""
-    parser.add_argument("--model", type=Path, default=Path("runs/digits_conditional"))
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 5.0])
-    parser.add_argument("--num_images", type=int, default=500, help="as many as there are held-out digits")
-    parser.add_argument("--seed", type=int, default=0)
-
-
-def run(arguments: argparse.Namespace, record: Record) -> None:
-    """A row for each scale, and one of real digits."""
-    network = DigitsFeatures.load()
-    train, held_out = (load_cached_images(DataConfig(split=split)) for split in ("train", "test"))
-    assert held_out.labels is not None
-    real = network(train.images)
-    pipe = DDPMCustomPipeline.from_pretrained(arguments.model)
-    pipe.scheduler.set_timesteps(50)
-    count = arguments.num_images
-    labels = torch.arange(count) % CLASSES
-    for scale in arguments.scales:
-        images = sample_images(
-            pipe.unet,
-            pipe.scheduler,
-            count,
-            seed=arguments.seed,
-            class_labels=labels,
-            guidance_scale=scale,
-            eta=1.0,
-        )
-        record.add({"scale": scale, **figures(images, labels, real, network)})
-    record.add({"scale": "real", **figures(held_out.images[:count], held_out.labels[:count], real, network)})
-
-
 def report(rows: list[dict[str, Any]]) -> str:
-    """One table."""
-    keys = ("accuracy", "fid", "precision", "recall")
+    """A table of the scales."""
     heads = ["guidance", "accuracy", "FID", "precision", "recall", *map(str, range(CLASSES))]
-    return table(heads, [[row["scale"], *(row[key] for key in keys), *row["of_each_class"]] for row in rows])
+    cells = []
+    for row in rows:
+        numbers = [row["accuracy"], row["fid"], row["precision"], row["recall"], *row["of_each_class"]]
+        cells.append([str(row["scale"]), *(f"{number:.3f}" for number in numbers)])
+    return table(heads, cells)

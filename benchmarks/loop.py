@@ -1,9 +1,10 @@
-"""The training loop: what a step of `train_accelerate.py` on the CIFAR-10 network, batch 16, takes beside the network
-and its optimizer, and what the data side can deliver.
+"""What a training step on the CIFAR-10 network costs beside the network, and what the data side can deliver.
 
-It is logged at every step; "all else" is batch, noise, loss, gradient norm, moving average and log. The last two rows
-make the batch alone: ours reads the cache and draws noise, timesteps and flips too; the per-image loader does what
-diffusers' unconditional example does to every image (decode, crop, flip, normalise, with PIL) and no more.
+The loop is the real one, of train_accelerate.py, logging at every step, with clocks round the network, the backward
+pass and the optimizer. All else is batch, noise, loss, gradient norm, moving average and log. The last two rows make
+the batch alone: ours reads the cache and draws noise, timesteps and flips too; the loader does what diffusers'
+unconditional example does to every image (decode, crop, flip, normalise, with PIL on its way through a DataLoader),
+and no more.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from train_accelerate import train
 BATCH_SIZE = 16
 IMAGES = 2048
 RECIPE = Path(__file__).parent.parent / "configs" / "train" / "cifar10.yaml"
+REST, OUR_BATCH = "all else in the step", "a batch of ours"
 
 
 class Clock:
@@ -49,7 +51,7 @@ class Clock:
 
 
 def run(arguments: argparse.Namespace, record: Record) -> None:
-    """One row for each part of a step, and one for a batch of each loader: medians over the steps without the first."""
+    """One row for each part of a step, and one for a batch of each loader; the first step does not count."""
     rounds = arguments.rounds
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "images.parquet"
@@ -64,29 +66,26 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
         training_run.start()
         parts, wholes = step_times(training_run)
         loaders = {
-            "a batch of ours": batch_times(
-                (training_run.batches.micro_batch(step, 0) for step in itertools.count()), rounds
-            ),
+            OUR_BATCH: batch_times((training_run.batches.micro_batch(step, 0) for step in itertools.count()), rounds),
             "a batch of a per-image loader": batch_times(per_image_loader(data), rounds),
         }
     rest = [whole - sum(of_step) for whole, *of_step in zip(wholes, *parts.values(), strict=True)]
-    rows = {"step": wholes, **parts, "all else in the step": rest, **loaders}
-    for what, seconds in rows.items():
+    for what, seconds in {"step": wholes, **parts, REST: rest, **loaders}.items():
         share = statistics.median(part / whole for part, whole in zip(seconds, wholes, strict=True))
         record.add({"what": what, "ms": 1000 * statistics.median(seconds), "share": share})
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """One table."""
-    return table(["part", "ms", "share of the step"], [[row["what"], row["ms"], f"{row['share']:.2%}"] for row in rows])
+    """A table of the parts; shares are of the whole step, in the median over the steps."""
+    return table(["part", "ms", "share of the step"], [(row["what"], row["ms"], row["share"]) for row in rows])
 
 
 def bars(rows: list[dict[str, Any]]) -> list[Bar]:
-    """What the loop may take, and how fast batches must come."""
+    """Overhead of the loop, and the speed of the data side."""
     share = {row["what"]: row["share"] for row in rows}
     return [
-        Bar("the loop's share of a CIFAR-10 training step", share["all else in the step"], at_most=0.02),
-        Bar("batches made in the time of a CIFAR-10 training step", 1 / share["a batch of ours"], at_least=50),
+        Bar("training loop, share of a CIFAR-10 step beside the network and its optimizer", share[REST], at_most=0.02),
+        Bar("batches made while a CIFAR-10 step takes one", 1 / share[OUR_BATCH], at_least=50),
     ]
 
 

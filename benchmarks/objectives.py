@@ -1,10 +1,11 @@
-"""Objectives: what they are worth on the digits, a short run of the main job with one thing changed at a time.
+"""What the objectives are worth on the digits: the main job's recipe with uniform weights and Adam's usual betas,
+shortened, with one thing changed at a time.
 
-The run that is changed has uniform weights and timesteps, and Adam's usual betas. Bits/dim are those of the held-out
-digits, by the stochastic estimate; all runs have the same noise and timesteps there, so their differences are surer
-than the values. The spread is the standard deviation of a step's loss from step to step over its mean, in the second
-half of a run. FID is of 500 images in 25 steps. Mean ± standard deviation over the seeds; what is in the file of
-results already is not run again.
+Mean ± standard deviation over the seeds. Every run is a training run of its own, and what is in the file of results
+already is not run again. Bits/dim are those of held-out digits (the estimate with 20 timesteps an image; all runs
+have the same noise and timesteps, so their differences are known better than the values). The spread is the standard
+deviation of a step's loss from step to step, over its mean, in the second half of the run. FID is of 500 images in 25
+steps. These runs are short: they say what a setting does early, not where it ends.
 """
 
 import argparse
@@ -38,6 +39,24 @@ VARIANTS: dict[str, list[str]] = {
 }
 ROUNDS = 3
 """Scores during a run, the last at its end."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Length and number of runs."""
+    parser.add_argument("--steps", type=int, default=300, help="of each run; a multiple of 3")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.set_defaults(rounds=None)
+
+
+def run(arguments: argparse.Namespace, record: Record) -> None:
+    """One row for each variant and seed."""
+    record.resume()
+    accelerator = Accelerator(cpu=True)
+    for seed in arguments.seeds:
+        for variant in VARIANTS:
+            key = {"variant": variant, "seed": seed, "steps": arguments.steps}
+            if record.find(**key) is None:
+                record.add({**key, **measure(variant, seed, arguments.steps, accelerator)})
 
 
 def measure(variant: str, seed: int, steps: int, accelerator: Accelerator) -> dict[str, Any]:
@@ -74,48 +93,26 @@ def bits_of(pipe: Any) -> float:
     return bits_per_dim(pipe, images, method="estimate", timesteps_per_image=20).mean
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How long, and how often."""
-    parser.add_argument("--steps", type=int, default=300, help="of each run; a multiple of 3")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-
-
-def run(arguments: argparse.Namespace, record: Record) -> None:
-    """A row for each objective and seed that has none yet."""
-    record.resume()
-    accelerator = Accelerator(cpu=True)
-    for seed in arguments.seeds:
-        for variant in VARIANTS:
-            key = {"variant": variant, "seed": seed, "steps": arguments.steps}
-            if record.find(**key) is None:
-                record.add({**key, **measure(variant, seed, arguments.steps, accelerator)})
-
-
 def report(rows: list[dict[str, Any]]) -> str:
-    """One table for each length of run."""
+    """A table for each length of the runs."""
     return "\n\n".join(
-        _table([row for row in rows if row["steps"] == steps]) for steps in {row["steps"] for row in rows}
+        _table([row for row in rows if row["steps"] == steps]) for steps in sorted({row["steps"] for row in rows})
     )
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = []
+    cells = []
     for variant in VARIANTS:
-        seeds = [row for row in rows if row["variant"] == variant]
-        for kind in seeds[0]["bits_per_dim"] if seeds else []:
-            lines.append(
-                [
-                    variant,
-                    kind,
-                    _spread([row["bits_per_dim"][kind] for row in seeds], 3),
-                    _spread([row["loss_spread"] for row in seeds], 3),
-                    *(_spread([row["fid"][step] for row in seeds], 2) for step in seeds[0]["fid"]),
-                ]
-            )
-    fids = (f"FID at {step}" for step in rows[0]["fid"])
-    return table(["objective", "variance", "bits/dim", "spread of the loss", *fids], lines)
+        runs = [row for row in rows if row["variant"] == variant]
+        for kind in runs[0]["bits_per_dim"] if runs else ():
+            bits = _over_seeds([row["bits_per_dim"][kind] for row in runs], 3)
+            spread = _over_seeds([row["loss_spread"] for row in runs], 3)
+            fids = [_over_seeds([row["fid"][step] for row in runs], 2) for step in runs[0]["fid"]]
+            cells.append([variant, kind, bits, spread, *fids])
+    steps = [f"FID at {step}" for step in rows[0]["fid"]]
+    return table(["objective", "variance", "bits/dim", "spread of the loss", *steps], cells)
 
 
-def _spread(values: list[float], digits: int) -> str:
-    more = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{more}"
+def _over_seeds(values: list[float], digits: int) -> str:
+    error = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{error}"

@@ -13,11 +13,12 @@ SUITES = (
     "unet",
     "sampling",
     "loop",
+    "startup",
+    "scaling",
     "quality",
     "few_steps",
     "cache",
-    "startup",
-    "neighbours",
+    "metrics",
     "ddim",
     "guidance",
     "objectives",
@@ -26,11 +27,11 @@ SUITES = (
 INTRODUCTION = """\
 # Benchmarks
 
-Written by `python -m benchmarks report` from [results](../benchmarks/results); nothing here is changed by hand.
+Written by `python -m benchmarks report` from [benchmarks/results](../benchmarks/results); change nothing here by hand.
 
-Where two things are compared they are called in turn in one process, the order changing from round to round, and the
-median of the rounds' own ratios counts, because a shared machine is faster in one minute than in the next. In
-parentheses are its quartiles."""
+Where two things are compared they are called in turn, the order changing from round to round, and the median of the
+rounds' own ratios counts, because a shared machine is faster in one minute than in the next. In parentheses are its
+quartiles."""
 
 
 def suite(name: str) -> Any:
@@ -40,7 +41,7 @@ def suite(name: str) -> Any:
 
 def page() -> str:
     """The whole page."""
-    found = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in SUITES if result_of(name).exists()}
+    found = {name: json.loads(result_of(name).read_text()) for name in SUITES if result_of(name).exists()}
     machines = [result["machine"] for result in found.values()]
     common = {key: value for key, value in machines[0].items() if all(other.get(key) == value for other in machines)}
     bars = [bar for name, result in found.items() for bar in bars_of(name, result["results"])]
@@ -48,12 +49,11 @@ def page() -> str:
     for name, result in found.items():
         own = {key: value for key, value in result["machine"].items() if key not in common}
         command = f"python -m benchmarks {name}{_options(result['arguments'])}"
-        title, text = (inspect.getdoc(suite(name)) or "").split(": ", maxsplit=1)
         parts += [
-            f"## {title}",
-            text[0].upper() + text[1:],
+            f"## `python -m benchmarks {name}`",
+            inspect.getdoc(suite(name)) or "",
             suite(name).report(result["results"]),
-            f"`{command}` ([figures](../benchmarks/results/{name}.json); {_in_words(own)})",
+            f"`{command}` ([figures](../benchmarks/results/{name}.json)): {_in_words(own) or 'as above'}.",
         ]
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,4 @@
-"""Time to quality: FID over images seen and over seconds, for our recipe and for a loop of diffusers' parts as in its
+"""FID over images seen and over seconds, for our recipe and for a loop of diffusers' parts as in its
 example (`plain_loop.py`), with the same network, batch size and sampler.
 
 Both learning rates are tuned over the same grid, on seed 0; "published" is the plain loop with the example's own

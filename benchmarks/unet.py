@@ -1,76 +1,106 @@
-"""The network: our UNet's forward pass, training step and memory against diffusers' UNet2DModel of the same weights.
+"""Our UNet's forward pass, training step and memory against diffusers' UNet2DModel of the same weights.
 
-A training step is forward, with dropout, and backward; the optimizer would be the same for both. Memory is the most
-that a step holds at any time: weights, gradients, and what is kept for the backward pass or only for a moment.
+A training step is forward, with dropout, and backward; the optimizer would be the same for both. Every variant of ours
+is compared with diffusers' as it comes, in contiguous memory and not compiled. Memory is the most that tensors hold at
+any time of a step: weights, gradients, and what is kept for the backward pass or only for a moment.
 
-What is saved: an up-sampling convolution is computed as a transposed one of 4/9 of the multiplications, and a norm with
-its SiLU keeps only its input and computes the rest again ([fused.py](../ddpm_hf/fused.py)).
+The last table is the roofline: the operations of convolutions and matrix products as torch counts them, and their rate
+over what this machine did in the same run with one large convolution alone, and with one large matrix product alone.
+
+What ours saves: an up-sampling convolution is computed as a transposed one of 4/9 of the multiplications, and a norm
+with its SiLU keeps only its input and computes the rest again ([fused.py](../ddpm_hf/fused.py)).
 """
 
 import argparse
+import time
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import INTERLEAVED, interleave, interleaved_cells
 from benchmarks.record import Bar, Record, table
 from ddpm_hf import UNet2DModel
+from ddpm_hf.command_line import parse_config
 
-CIFAR10: dict[str, Any] = {
-    "sample_size": 32,
-    "block_out_channels": (128, 256, 256, 256),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "downsample_padding": 0,
-    "attention_head_dim": None,
-    "dropout": 0.1,
-}
-DIGITS: dict[str, Any] = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "layers_per_block": 1,
-    "block_out_channels": (64, 64),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": None,
-}
+
+def network_of(recipe: str) -> dict[str, Any]:
+    """The settings of a recipe's network, as both UNets take them."""
+    model = parse_config([], Path(__file__).parents[1] / "configs" / "train" / f"{recipe}.yaml").model
+    return {key: value for key, value in model.items() if key != "patch_size"}
+
+
+CIFAR10, DIGITS = network_of("cifar10"), network_of("digits")
 CASES = [("CIFAR-10", CIFAR10, 8), ("CIFAR-10", CIFAR10, 16), ("digits", DIGITS, 128)]
+VARIANTS: dict[str, Callable[[UNet2DModel], Any]] = {
+    "eager": lambda unet: unet,
+    "channels_last": lambda unet: unet.to(memory_format=torch.channels_last),
+    "compiled": lambda unet: unet.compile(),
+}
+AT_MOST = {
+    ("CIFAR-10", "forward", "eager"): 0.93,
+    ("CIFAR-10", "training step", "eager"): 0.93,
+    ("CIFAR-10", "training step", "compiled"): 0.90,
+    ("digits", "training step", "eager"): 0.75,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to measure."""
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
 
 
 def run(arguments: argparse.Namespace, record: Record) -> None:
-    """For each network a row of its forward pass, one of its training step and one of its memory."""
+    """For each network a row of each variant's forward pass and training step, and one of its memory."""
+    peaks = {"convolution_gflops": peak_gflops(a_convolution), "product_gflops": peak_gflops(a_product)}
     for name, config, batch_size in CASES:
-        ours = UNet2DModel(**config)
+        case = {"network": name, "batch": batch_size}
         theirs = diffusers.UNet2DModel(**config)
-        theirs.load_state_dict(ours.state_dict())
-        size, channels = config["sample_size"], ours.config.in_channels
+        size, channels = config["sample_size"], config["in_channels"]
         x = torch.randn(batch_size, channels, size, size)
         t = torch.randint(1000, (batch_size,))
-        case = {"network": name, "batch": batch_size}
-        for kind, call in (("forward", forward), ("training step", training_step)):
-            times = interleave(partial(call, ours, x, t), partial(call, theirs, x, t), arguments.rounds)
-            record.add({**case, "what": kind, **times})
+        for variant in arguments.variants:
+            ours = UNet2DModel(**config)
+            ours.load_state_dict(theirs.state_dict())
+            VARIANTS[variant](ours)
+            for kind, call in (("forward", forward), ("training step", training_step)):
+                times = interleave(partial(call, ours, x, t), partial(call, theirs, x, t), arguments.rounds)
+                gflop = gflop_of(partial(call, ours, x, t)) if variant == "eager" else None
+                record.add({**case, "what": kind, "variant": variant, **times, "gflop": gflop, **peaks})
+        ours = UNet2DModel(**config)
         memory = {"ours_mib": peak_mib(ours, x, t), "theirs_mib": peak_mib(theirs, x, t)}
         ours.enable_gradient_checkpointing()
         record.add({**case, "what": "peak memory", **memory, "checkpointed_mib": peak_mib(ours, x, t)})
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """One table of times, one of memory."""
+    """One table of times, one of memory, one of the roofline."""
     case = ("network", "batch")
-    times = [[*(row[key] for key in (*case, "what")), *interleaved_cells(row)] for row in rows if "ratio" in row]
-    memory = [
-        [row["network"], row["batch"], row["ours_mib"], row["theirs_mib"], *_ratios(row)]
-        for row in rows
-        if "ours_mib" in row
-    ]
-    heads = [*case, "ours, MiB", "diffusers, MiB", "ratio", "ratio with gradient checkpointing"]
-    return "\n\n".join([table([*case, "what", *INTERLEAVED], times), table(heads, memory)])
+    times, memory, roofline = [], [], []
+    for row in rows:
+        where = [row[key] for key in (*case, "what")]
+        if "ratio" in row:
+            times.append([*where, row["variant"], *interleaved_cells(row)])
+        if row.get("gflop"):
+            rate = 1000 * row["gflop"] / row["ours_ms"]
+            shares = (f"{rate / row[f'{peak}_gflops']:.0%}" for peak in ("convolution", "product"))
+            roofline.append([*where, row["gflop"], rate, *shares])
+        if "ours_mib" in row:
+            memory.append([*where[:2], row["ours_mib"], row["theirs_mib"], *_ratios(row)])
+    return "\n\n".join(
+        [
+            table([*case, "what", "variant", *INTERLEAVED], times),
+            table([*case, "ours, MiB", "diffusers, MiB", "ratio", "ratio with gradient checkpointing"], memory),
+            table([*case, "what", "GFLOP", "GFLOP/s", "of a convolution's", "of a product's"], roofline),
+        ]
+    )
 
 
 def _ratios(row: dict[str, Any]) -> tuple[float, float]:
@@ -78,17 +108,15 @@ def _ratios(row: dict[str, Any]) -> tuple[float, float]:
     return row["ours_mib"] / row["theirs_mib"], row["checkpointed_mib"] / row["theirs_mib"]
 
 
-AT_MOST = {("CIFAR-10", "forward"): 0.93, ("CIFAR-10", "training step"): 0.93, ("digits", "training step"): 0.75}
-
-
 def bars(rows: list[dict[str, Any]]) -> list[Bar]:
     """Times and memory over diffusers'."""
     found = []
     for row in rows:
         case = f"{row['network']} network, batch {row['batch']}"
-        limit = AT_MOST.get((row["network"], row["what"]))
+        limit = AT_MOST.get((row["network"], row["what"], row.get("variant", "")))
         if limit is not None:
-            found.append(Bar(f"{case}: {row['what']}, time over diffusers'", row["ratio"], at_most=limit))
+            what = f"{case}: {row['what']}, {row['variant']}, time over diffusers'"
+            found.append(Bar(what, row["ratio"], at_most=limit))
         if "ours_mib" in row:
             plain, checkpointed = _ratios(row)
             found.append(Bar(f"{case}: memory of a step over diffusers'", plain, at_most=0.85))
@@ -116,3 +144,33 @@ def peak_mib(unet: Any, x: torch.Tensor, t: torch.Tensor) -> float:
     events = profiler.profiler.kineto_results.events()
     held = accumulate(event.nbytes() for event in events if event.name() == "[memory]")
     return float(max(held) + sum(weight.nbytes for weight in unet.parameters())) / 2**20
+
+
+def gflop_of(call: Callable[[], Any]) -> float:
+    """Billions of additions and multiplications of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops()) / 1e9
+
+
+def peak_gflops(operation: Callable[[], Callable[[], Any]], repeats: int = 20) -> float:
+    """Of an operation alone, at its best of some repeats."""
+    call = operation()
+    gflop, seconds = gflop_of(call), []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return gflop / min(seconds)
+
+
+def a_convolution() -> Callable[[], Any]:
+    """3x3, of 16 images of 16x16 with 256 channels: the CIFAR-10 network's own, where it spends most."""
+    x, weight = torch.randn(16, 256, 16, 16), torch.randn(256, 256, 3, 3)
+    return partial(F.conv2d, x, weight, padding=1)
+
+
+def a_product() -> Callable[[], Any]:
+    """Of square matrices."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return partial(torch.mm, a, b)

@@ -1,6 +1,8 @@
 """Imports point one way: a module may import those to its left in docs, and nothing above it."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "assets": {"config", "data", "images", "metrics"},
     "__init__": {"diffusion", "pipeline", "schedulers", "unet"},
 }
+NAMES_OF_MODULES = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
@@ -96,3 +99,17 @@ def test_the_arrows_have_no_circle() -> None:
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_files_stay_small(module: Path) -> None:
     assert len((PACKAGE / module).read_text().splitlines()) <= 420
+
+
+def test_the_package_loads_no_library_that_diffusers_classes_do_not() -> None:
+    """Which keeps `import ddpm_hf` quick, and its import of the heavy ones where they are used."""
+    loaded = [
+        set(subprocess.check_output([sys.executable, "-c", f"{line}; {NAMES_OF_MODULES}"], text=True).split())
+        for line in (
+            "import ddpm_hf",
+            "from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DModel",
+        )
+    ]
+    assert "torch" in loaded[0]
+    assert not loaded[0] & {"datasets", "jsonargparse", "matplotlib", "pandas", "torchmetrics"}
+    assert loaded[0] - loaded[1] <= {"ddpm_hf", *sys.stdlib_module_names}, "import these inside what needs them"

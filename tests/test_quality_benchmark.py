@@ -44,13 +44,13 @@ def test_a_group_without_all_its_seeds_does_not_count() -> None:
 
 def test_fewest_evaluations_to_the_same_fid() -> None:
     by_sampler = {
-        ("DDIM", "leading"): [9, 7, 5, 4, 3],
-        ("UniPC", "trailing"): [4, 3.5, 3.2, 3, 3],
+        ("DDIM", "leading"): [9, 7, 5, 4],
+        ("UniPC", "trailing"): [4, 3.5, 3.2, 3],
     }
     table = [
         {"model": "", "sampler": sampler, "grid": grid, "evaluations": budget, "fid": fid}
         for (sampler, grid), fids in by_sampler.items()
         for budget, fid in zip(few_steps.BUDGETS, fids, strict=True)
     ]
-    assert [bar.measured for bar in few_steps.bars(table)] == [20 / 5, 50 / 5, 100 / 50]
+    assert [bar.measured for bar in few_steps.bars(table)] == [20 / 5, 50 / 5]
     assert "| best of |  | UniPC, trailing |" in few_steps.report(table)
