@@ -36,6 +36,7 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any], float]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model."""
     parser.add_argument("--model", default="runs/digits", help="a pipeline of digits, such as the main job leaves")
+    parser.set_defaults(rounds=None)
 
 
 def run(arguments: argparse.Namespace, record: Record) -> None:

@@ -71,7 +71,7 @@ SMALL_FASHION = (
     *("--evaluation.num_inference_steps", "25"),
 )
 PROBLEMS = {
-    "digits": Problem("digits.yaml", (), 2400, (1200, 600), CHANGES),
+    "digits": Problem("digits.yaml", (), 2400, (1200, 600, 1600), CHANGES),
     "fashion_mnist": Problem("fashion_mnist.yaml", SMALL_FASHION, 1000, (500, 250), {}),
 }
 
@@ -79,6 +79,7 @@ PROBLEMS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the images that are not embedded lie."""
     parser.add_argument("--fashion_mnist", type=Path, help="its folder of parquet files; without it, digits only")
+    parser.set_defaults(rounds=None)
 
 
 class Measurements:

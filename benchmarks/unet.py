@@ -54,13 +54,16 @@ AT_MOST = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to measure."""
+    names = sorted({name for name, *_ in CASES})
+    parser.add_argument("--networks", nargs="+", choices=names, default=names)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
 
 
 def run(arguments: argparse.Namespace, record: Record) -> None:
-    """For each network a row of each variant's forward pass and training step, and one of its memory."""
+    """For each network a row of each variant's forward and training step and one of its memory, if not in the file."""
+    record.resume()
     peaks = {"convolution_gflops": peak_gflops(a_convolution), "product_gflops": peak_gflops(a_product)}
-    for name, config, batch_size in CASES:
+    for name, config, batch_size in (case for case in CASES if case[0] in arguments.networks):
         case = {"network": name, "batch": batch_size}
         theirs = diffusers.UNet2DModel(**config)
         size, channels = config["sample_size"], config["in_channels"]
@@ -71,9 +74,13 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
             ours.load_state_dict(theirs.state_dict())
             VARIANTS[variant](ours)
             for kind, call in (("forward", forward), ("training step", training_step)):
+                if record.find(**case, what=kind, variant=variant) is not None:
+                    continue
                 times = interleave(partial(call, ours, x, t), partial(call, theirs, x, t), arguments.rounds)
                 gflop = gflop_of(partial(call, ours, x, t)) if variant == "eager" else None
                 record.add({**case, "what": kind, "variant": variant, **times, "gflop": gflop, **peaks})
+        if record.find(**case, what="peak memory") is not None:
+            continue
         ours = UNet2DModel(**config)
         memory = {"ours_mib": peak_mib(ours, x, t), "theirs_mib": peak_mib(theirs, x, t)}
         ours.enable_gradient_checkpointing()
