@@ -78,7 +78,8 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             generator: one, or one per image; with it diffusers' DDPMPipeline and DDIMPipeline give the same images.
             seeds: one per image, in place of a generator. An image depends on its own seed alone: it is the same in
                 any batch and, but for rounding, on any device.
-            num_inference_steps: S, at most T. When None, 50, or all T for a DDPMScheduler.
+            num_inference_steps: S, at most T. When None, 50, or all T for a DDPMScheduler. Which scheduler draws best
+                in how many is measured in docs/benchmarks.md (few_steps): UniPC, in 5 to 50.
             timesteps: the times to visit, descending, in place of S.
             timestep_spacing: how S times are chosen, in place of the scheduler's own; one of
                 `time_grids.TIMESTEP_SPACINGS`.

@@ -155,7 +155,8 @@ def test_plain_diffusers_draws_from_a_network_that_learned_its_variance(unbroken
 
 
 def test_plain_diffusers_loads_a_posterior_mean_and_refuses_to_draw_by_name(tmp_path: Path) -> None:
-    run = finished(tmp_path / "run", "--training.steps", 2, "--diffusion.prediction_type", "posterior_mean")
+    settings = ["--diffusion.prediction_type", "posterior_mean", "--training.loss_weighting", "none"]
+    run = finished(tmp_path / "run", "--training.steps", 2, *settings)
     assert json.loads((run / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "posterior_mean"
     with pytest.raises(ValueError, match="posterior_mean"):
         diffusers.DiffusionPipeline.from_pretrained(run)(num_inference_steps=2)
