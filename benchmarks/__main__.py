@@ -34,7 +34,10 @@ def measure(name: str, options: list[str]) -> None:
     arguments = parser.parse_args(options)
     settings = {key: value for key, value in vars(arguments).items() if key != "output"}
     record = Record(name, settings, machine(arguments.threads), arguments.output)
-    module.run(arguments, record)
+    try:
+        module.run(arguments, record)
+    except ValueError as error:
+        parser.error(str(error))
     print(module.report(record.rows))
     for bar in bars_of(name, record.rows):
         print(f"{'met' if bar.is_met else 'missed'}: {bar.what}: {bar.measured:.3g}, wanted {bar.wanted}")

@@ -17,7 +17,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from benchmarks.record import Record, table
+from benchmarks.record import Record, over_seeds, table
 from ddpm_hf import DDPMCustomPipeline, DDPMScheduler
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.config import DataConfig
@@ -105,14 +105,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
     for variant in VARIANTS:
         runs = [row for row in rows if row["variant"] == variant]
         for kind in runs[0]["bits_per_dim"] if runs else ():
-            bits = _over_seeds([row["bits_per_dim"][kind] for row in runs], 3)
-            spread = _over_seeds([row["loss_spread"] for row in runs], 3)
-            fids = [_over_seeds([row["fid"][step] for row in runs], 2) for step in runs[0]["fid"]]
+            bits = over_seeds([row["bits_per_dim"][kind] for row in runs], 3)
+            spread = over_seeds([row["loss_spread"] for row in runs], 3)
+            fids = [over_seeds([row["fid"][step] for row in runs], 2) for step in runs[0]["fid"]]
             cells.append([variant, kind, bits, spread, *fids])
     steps = [f"FID at {step}" for step in rows[0]["fid"]]
     return table(["objective", "variance", "bits/dim", "spread of the loss", *steps], cells)
-
-
-def _over_seeds(values: list[float], digits: int) -> str:
-    error = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{error}"

@@ -19,7 +19,7 @@ WARMUP_STEPS = 500
 
 
 class PlainLoop:
-    """Trains in place; the images are decoded and in memory already, which the example's are not.
+    """Trains in place, with torch's own random numbers; the images are in memory already, which the example's are not.
 
     Args:
         unet: diffusers' own.
@@ -28,7 +28,6 @@ class PlainLoop:
         batch_size: images of a step.
         learning_rate: after the warm-up.
         warmup_steps: of the learning rate.
-        seed: of batches, noise and timesteps.
     """
 
     def __init__(
@@ -39,9 +38,7 @@ class PlainLoop:
         batch_size: int,
         learning_rate: float,
         warmup_steps: int,
-        seed: int,
     ) -> None:
-        torch.manual_seed(seed)
         self.unet = unet.train()
         self.noise_scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
         self.optimizer = torch.optim.AdamW(

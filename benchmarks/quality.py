@@ -1,5 +1,5 @@
-"""FID over images seen and over seconds, for our recipe and for a loop of diffusers' parts as in its
-example (`plain_loop.py`), with the same network, batch size and sampler.
+"""FID over images seen and over seconds, for our recipe and for a loop of diffusers' parts as in its example
+(`plain_loop.py`), with the same network, batch size and sampler.
 
 Both learning rates are tuned over the same grid, on seed 0; "published" is the plain loop with the example's own
 learning rate and warm-up. FID is of 1,000 images with eta = 1 against all training images: digits in 50 steps and in
@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from accelerate import Accelerator
 
 from benchmarks.fashion_features import trained_features
 from benchmarks.plain_loop import LEARNING_RATE, WARMUP_STEPS, PlainLoop
-from benchmarks.record import Bar, Record, table
+from benchmarks.record import Bar, Record, over_seeds, table
 from ddpm_hf import DDIMScheduler, DDPMScheduler
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.config import Config
@@ -204,8 +205,9 @@ class Measurements:
 
 
 def plain_loop(config: Config, data: ImageData, warmup_steps: int) -> PlainLoop:
-    """The plain loop on the network, images and batch size of a recipe."""
+    """The plain loop on the network, images, batch size and seed of a recipe."""
     training = config.training
+    torch.manual_seed(config.seed)
     return PlainLoop(
         diffusers.UNet2DModel(**{key: value for key, value in config.model.items() if key != "patch_size"}),
         from_uint8(data.images),
@@ -213,7 +215,6 @@ def plain_loop(config: Config, data: ImageData, warmup_steps: int) -> PlainLoop:
         training.batch_size,
         training.learning_rate,
         warmup_steps,
-        config.seed,
     )
 
 
@@ -241,7 +242,7 @@ def _section(problem: str, rows: list[dict[str, Any]]) -> str:
         images = steps * seeds[0]["batch_size"]
         each = ", ".join(f"{value:.2f}" for value in fids)
         seconds = f"{steps * pace.get(method, pace['ours']):.0f}"
-        summary.append([method, f"{rate:g}", steps, images, seconds, _spread(half), _spread(fids), each])
+        summary.append([method, f"{rate:g}", steps, images, seconds, over_seeds(half), over_seeds(fids), each])
     heads = ["loop", "learning rate", "steps", "images seen", "seconds", "FID half-way", "FID", "of each seed"]
     tuning = []
     for method, steps in (("ours", PROBLEMS[problem].our_steps[0]), ("plain", PROBLEMS[problem].plain_steps)):
@@ -275,10 +276,6 @@ def _groups(rows: list[dict[str, Any]]) -> dict[tuple[str, float, int], list[dic
     for row in sorted((row for row in rows if "seed" in row), key=lambda row: row["seed"]):
         groups.setdefault((row["method"], row["learning_rate"], row["steps"]), []).append(row)
     return {key: seeds for key, seeds in groups.items() if len(seeds) == len(SEEDS)}
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 def bars(rows: list[dict[str, Any]]) -> list[Bar]:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -61,14 +62,26 @@ class Record:
         self, benchmark: str, arguments: Mapping[str, Any], environment: Mapping[str, Any], path: Path
     ) -> None:
         settings = {key: _without_folder(value) for key, value in arguments.items()}
-        self._head = {"benchmark": benchmark, "arguments": settings, "machine": environment}
+        self._head: dict[str, Any] = {"benchmark": benchmark, "arguments": settings, "machine": environment}
         self._path = path
         self.rows: list[dict[str, Any]] = []
 
     def resume(self) -> None:
-        """Keep what earlier runs left in the file; without this the first new row replaces it."""
-        if self._path.exists():
-            self.rows = json.loads(self._path.read_text())["results"]
+        """Keep what earlier runs left in the file; without this the first new row replaces it.
+
+        Raises:
+            ValueError: they ran on another machine, or with other versions or threads.
+        """
+        if not self._path.exists():
+            return
+        found = json.loads(self._path.read_text())
+        here, there = ({**machine, "date": None} for machine in (self._head["machine"], found["machine"]))
+        different = [f"{key} {there.get(key)}" for key in here if here[key] != there.get(key)]
+        if different:
+            raise ValueError(
+                f"{self._path} was measured with {', '.join(different)}; go on there, or give --output another file"
+            )
+        self.rows = found["results"]
 
     def find(self, **key: Any) -> dict[str, Any] | None:
         """The row with these values, if there is one."""
@@ -104,6 +117,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table in markdown; numbers that are not integers with three digits, or with all those before the point."""
     lines = [heads, ["---"] * len(heads), *([_cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def over_seeds(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation, for a table."""
+    error = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{error}"
 
 
 def _cell(value: object) -> str:

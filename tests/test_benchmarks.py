@@ -82,6 +82,20 @@ def test_a_suite_that_asks_goes_on_and_one_that_does_not_begins_anew(tmp_path: P
     assert json.loads((tmp_path / "results" / "suite.json").read_text())["results"] == [{"seed": 2}]
 
 
+def test_figures_of_two_machines_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record_in(tmp_path).add({"seed": 0})
+    other = Record("suite", {}, {"cpu": "slow"}, tmp_path / "results" / "suite.json")
+    with pytest.raises(ValueError, match=r"suite\.json was measured with cpu quick; go on there, or give --output"):
+        other.resume()
+    content = json.loads(result_of("unet").read_text())
+    content["machine"]["torch"] = "1.0"
+    (tmp_path / "unet.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        runner.measure("unet", ["--threads", "1", "--output", str(tmp_path / "unet.json")])
+    assert "was measured with" in capsys.readouterr().err
+    assert json.loads((tmp_path / "unet.json").read_text()) == content
+
+
 def test_a_table_keeps_three_digits() -> None:
     expected = "| a | b |\n| --- | --- |\n| 1,234 | 0.500 |\n| x | 12,346 |\n|  | 99.9 |"
     assert table(["a", "b"], [[1234, 0.5], ["x", 12345.6], [None, 99.9]]) == expected
@@ -124,10 +138,15 @@ def test_a_ratio_is_of_the_rounds() -> None:
     assert ratio_of([3.0], [2.0])["ratio"] == 1.5
 
 
-def test_interleaved_times_are_milliseconds() -> None:
-    times = interleave(lambda: sum(range(100_000)), lambda: sum(range(10_000)), rounds=9)
-    assert 0 < times["theirs_ms"] < times["ours_ms"] < 1000
-    assert times["ratio_low"] <= times["ratio"] <= times["ratio_high"]
+def test_interleaved_times_are_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("benchmarks.measure.time.perf_counter", lambda: clock[0])
+
+    def takes(seconds: float) -> None:
+        clock[0] += seconds
+
+    times = interleave(lambda: takes(0.25), lambda: takes(0.5), rounds=3)
+    assert times == {"ours_ms": 250.0, "theirs_ms": 500.0, "ratio": 0.5, "ratio_low": 0.5, "ratio_high": 0.5}
 
 
 def peak_of(mib: int) -> float:

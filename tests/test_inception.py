@@ -97,7 +97,8 @@ def test_inception_features_are_those_of_the_unsmoothed_resize(
     grey = images[:, :1]
     assert torch.equal(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
     assert extractor.class_scores(features).shape == (2, 1008)
-    torch.testing.assert_close(extractor.class_scores(features), features @ torch.load(weights)["fc.weight"].T)
+    fc = torch.load(weights, weights_only=True)["fc.weight"]
+    torch.testing.assert_close(extractor.class_scores(features), features @ fc.T)
 
 
 def test_a_file_of_other_tensors_is_refused(tmp_path: Path, load: Callable[[Path], Any]) -> None:

@@ -1,8 +1,15 @@
 """What the suites of quality conclude from their rows: by hand, on rows whose answer is known."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from benchmarks import few_steps, quality
+from benchmarks.fashion_features import trained_features
+from ddpm_hf.command_line import parse_config
+from ddpm_hf.data import ImageData, load_cached_images
+from ddpm_hf.metrics.extractors import load_extractor
 
 
 def row(method: str, steps: int, marks: dict[str, float], seed: int) -> dict[str, object]:
@@ -54,3 +61,24 @@ def test_fewest_evaluations_to_the_same_fid() -> None:
     ]
     assert [bar.measured for bar in few_steps.bars(table)] == [20 / 5, 50 / 5]
     assert "| best of |  | UniPC, trailing |" in few_steps.report(table)
+
+
+def test_a_seed_is_the_whole_of_a_plain_run() -> None:
+    """Weights at the start, batches, noise and timesteps."""
+
+    def sums(seed: int) -> list[float]:
+        config = parse_config(["--seed", str(seed), "--training.batch_size", "4"], quality.RECIPES / "digits.yaml")
+        torch.randn(seed + 1)  # what was drawn before does not matter
+        loop = quality.plain_loop(config, load_cached_images(config.data), warmup_steps=1)
+        for _ in range(2):
+            loop.step()
+        return [float(weight.double().sum()) for weight in loop.unet.parameters()]
+
+    assert sums(3) == sums(3)
+    assert sums(3) != sums(4)
+
+
+def test_the_features_are_a_file_that_the_extractor_loads(tmp_path: Path) -> None:
+    images, labels = torch.randint(256, (256, 1, 16, 16), dtype=torch.uint8), torch.arange(256) % 10
+    extractor = load_extractor(str(trained_features(ImageData("", images, labels), tmp_path / "features.pt")))
+    assert extractor(images[:3]).shape == (3, 64)
