@@ -25,7 +25,7 @@ from ddpm_hf.command_line import fail, parse_config
 from ddpm_hf.config import Config
 from ddpm_hf.dry_run import cost_of, shortened
 from ddpm_hf.hub import NOT_PUSHED
-from ddpm_hf.launch import STOPPED, start_processes
+from ddpm_hf.launch import STOPPED, end_processes, start_processes
 from ddpm_hf.losses import training_loss
 from ddpm_hf.run import Run, Stopped
 from ddpm_hf.training import learning_rate
@@ -52,7 +52,8 @@ def main() -> None:
             if accelerator.is_main_process:
                 print(run.report(scores))
             not_pushed = run.publisher.close() if run.publisher else None
-        accelerator.end_training()
+        del run
+        end_processes(accelerator)
     except Stopped as stopped:
         fail(str(stopped), status=STOPPED)
     except (FloatingPointError, SaveError) as error:

@@ -1,5 +1,6 @@
 """What a launcher gave this process: its place among others, its threads, its precision, and the signal to stop."""
 
+import gc
 import os
 import platform
 import shlex
@@ -103,6 +104,17 @@ def usable_cores() -> int:
         if allowed != "max":
             cores = min(cores, max(1, int(allowed) // int(period)))
     return cores
+
+
+def end_processes(accelerator: Accelerator) -> None:
+    """Close trackers and the process group; nothing of the caller's may hold a prepared network any more.
+
+    What reduces the network's gradients holds the process group too. Were it the last to let it go, it would do so with
+    Python's lock, and torch 2.13 then waits for ever for a thread of gloo that wants that lock.
+    """
+    accelerator.free_memory()
+    gc.collect()  # the network is part of circles
+    accelerator.end_training()
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

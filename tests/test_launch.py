@@ -1,15 +1,19 @@
 """Processes and threads as the launcher gives them, and what is said where a run has others."""
 
+import gc
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_hf.launch import StopSignal, differences_from_launcher, environment, start_processes, usable_cores
+from tests.runs import finished
 
 
 @pytest.fixture
@@ -95,3 +99,22 @@ def test_the_first_signal_is_kept_and_the_second_does_what_it_always_does() -> N
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def watch_the_end() -> None:
+    """The process group must not end before the network that reduces gradients over it."""
+    destroy = torch.distributed.destroy_process_group
+
+    def checked(*group: Any) -> None:
+        left = [kind for kind in map(type, gc.get_objects()) if issubclass(kind, DistributedDataParallel)]
+        assert not left, "the network is still there"
+        print("the network went first", flush=True)
+        destroy(*group)
+
+    torch.distributed.destroy_process_group = checked
+
+
+def test_the_network_goes_before_the_process_group(tmp_path: Path) -> None:
+    """Or a process may wait for ever at its end, once in some dozens of runs."""
+    run = finished(tmp_path / "run", "--training.steps", 2, processes=2, fault=watch_the_end)
+    assert run.with_name("run.said").read_text().count("the network went first") == 2
