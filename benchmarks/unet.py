@@ -5,7 +5,7 @@ is compared with diffusers' as it comes, in contiguous memory and not compiled. 
 any time of a step: weights, gradients, and what is kept for the backward pass or only for a moment.
 
 The last table is the roofline: the operations of convolutions and matrix products as torch counts them, and their rate
-over what this machine did in the same run with one large convolution alone, and with one large matrix product alone.
+over what this machine did right after with one large convolution alone, and with one large matrix product alone.
 
 What ours saves: an up-sampling convolution is computed as a transposed one of 4/9 of the multiplications, and a norm
 with its SiLU keeps only its input and computes the rest again ([fused.py](../ddpm_hf/fused.py)).
@@ -62,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, record: Record) -> None:
     """For each network a row of each variant's forward and training step and one of its memory, if not in the file."""
     record.resume()
-    peaks = {"convolution_gflops": peak_gflops(a_convolution), "product_gflops": peak_gflops(a_product)}
     for name, config, batch_size in (case for case in CASES if case[0] in arguments.networks):
         case = {"network": name, "batch": batch_size}
         theirs = diffusers.UNet2DModel(**config)
@@ -77,8 +76,8 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
                 if record.find(**case, what=kind, variant=variant) is not None:
                     continue
                 times = interleave(partial(call, ours, x, t), partial(call, theirs, x, t), arguments.rounds)
-                gflop = gflop_of(partial(call, ours, x, t)) if variant == "eager" else None
-                record.add({**case, "what": kind, "variant": variant, **times, "gflop": gflop, **peaks})
+                roofline = {} if variant != "eager" else roofline_of(partial(call, ours, x, t))
+                record.add({**case, "what": kind, "variant": variant, **times, **roofline})
         if record.find(**case, what="peak memory") is not None:
             continue
         ours = UNet2DModel(**config)
@@ -95,7 +94,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         where = [row[key] for key in (*case, "what")]
         if "ratio" in row:
             times.append([*where, row["variant"], *interleaved_cells(row)])
-        if row.get("gflop"):
+        if "gflop" in row:
             rate = 1000 * row["gflop"] / row["ours_ms"]
             shares = (f"{rate / row[f'{peak}_gflops']:.0%}" for peak in ("convolution", "product"))
             roofline.append([*where, row["gflop"], rate, *shares])
@@ -151,6 +150,12 @@ def peak_mib(unet: Any, x: torch.Tensor, t: torch.Tensor) -> float:
     events = profiler.profiler.kineto_results.events()
     held = accumulate(event.nbytes() for event in events if event.name() == "[memory]")
     return float(max(held) + sum(weight.nbytes for weight in unet.parameters())) / 2**20
+
+
+def roofline_of(call: Callable[[], Any]) -> dict[str, float]:
+    """The operations of a call, and the rates that this machine reaches at about the same time."""
+    peaks = {"convolution_gflops": peak_gflops(a_convolution), "product_gflops": peak_gflops(a_product)}
+    return {"gflop": gflop_of(call), **peaks}
 
 
 def gflop_of(call: Callable[[], Any]) -> float:
