@@ -13,6 +13,7 @@ SUITES = (
     "unet",
     "sampling",
     "loop",
+    "allocator",
     "startup",
     "scaling",
     "quality",

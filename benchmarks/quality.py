@@ -11,6 +11,7 @@ import argparse
 import statistics
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.fashion_features import trained_features
+from benchmarks.measure import in_new_process, in_turn, ratio_of
 from benchmarks.plain_loop import LEARNING_RATE, WARMUP_STEPS, PlainLoop
 from benchmarks.record import Bar, Record, over_seeds, table
 from ddpm_hf import DDIMScheduler, DDPMScheduler
@@ -27,6 +29,7 @@ from ddpm_hf.config import Config
 from ddpm_hf.data import ImageData, load_cached_images
 from ddpm_hf.evaluation import Evaluation
 from ddpm_hf.images import from_uint8
+from ddpm_hf.launch import start_processes
 from ddpm_hf.metrics_log import read_log
 from ddpm_hf.run import Run
 from train_accelerate import train
@@ -117,25 +120,16 @@ class Measurements:
                     self._measure(change, our_rate, seed, ours)
 
     def _pace(self) -> None:
-        """Milliseconds of a step of either loop, in turn."""
+        """Milliseconds of a step of either loop, in turn, each in a process of its own."""
         key = {"problem": self.name, "method": "pace"}
         if self.record.find(**key) is not None:
             return
-        ours_ms, plain_ms = [], []
-        for _ in range(PACE_ROUNDS):
-            with tempfile.TemporaryDirectory() as folder:
-                config = self._config(["--training.steps", str(PACE_STEPS), *self.extractor], Path(folder))
-                run = Run(config, self.accelerator)
-                run.start()
-                train(run)
-            loop = plain_loop(config, load_cached_images(config.data), config.training.warmup_steps)
-            for _ in range(PACE_STEPS):
-                loop.step()
-            ours_ms.append(1000 * run.seconds["training"] / PACE_STEPS)
-            plain_ms.append(1000 * loop.seconds / PACE_STEPS)
-        ratio = statistics.median(plain / ours for plain, ours in zip(plain_ms, ours_ms, strict=True))
-        medians = {"ours_ms": statistics.median(ours_ms), "plain_ms": statistics.median(plain_ms)}
-        self.record.add({**key, **medians, "ratio": ratio})
+        settings = [*self.settings, *self.extractor, "--training.steps", str(PACE_STEPS)]
+        recipe = RECIPES / self.problem.recipe
+        ways = {pace.__name__: partial(in_new_process, pace, settings, recipe) for pace in (our_pace, plain_pace)}
+        ours, plain = in_turn(ways, PACE_ROUNDS, is_warm=True).values()
+        medians = {"ours_ms": statistics.median(ours), "plain_ms": statistics.median(plain)}
+        self.record.add({**key, **medians, **ratio_of(plain, ours)})
 
     def _tuned(self, method: str, steps: int) -> float:
         """The learning rate of the lowest FID on seed 0."""
@@ -216,6 +210,26 @@ def plain_loop(config: Config, data: ImageData, warmup_steps: int) -> PlainLoop:
         training.learning_rate,
         warmup_steps,
     )
+
+
+def our_pace(settings: list[str], recipe: Path) -> float:
+    """Milliseconds of a step of the run that train_accelerate.py starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = parse_config([*settings, "--output_dir", folder], recipe)
+        run = Run(config, start_processes(config.threads))
+        run.start()
+        train(run)
+    return 1000 * run.seconds["training"] / config.training.steps
+
+
+def plain_pace(settings: list[str], recipe: Path) -> float:
+    """Milliseconds of a step of the plain loop."""
+    config = parse_config(settings, recipe)
+    torch.set_num_threads(config.threads or 1)
+    loop = plain_loop(config, load_cached_images(config.data), config.training.warmup_steps)
+    for _ in range(config.training.steps):
+        loop.step()
+    return 1000 * loop.seconds / config.training.steps
 
 
 def run(arguments: argparse.Namespace, record: Record) -> None:

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import platform
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm_hf.launch import StopSignal, differences_from_launcher, environment, start_processes, usable_cores
+from benchmarks.measure import in_new_process
+from ddpm_hf.launch import (
+    StopSignal,
+    differences_from_launcher,
+    environment,
+    keep_freed_memory,
+    start_processes,
+    usable_cores,
+)
 from tests.runs import finished
 
 
@@ -39,6 +49,22 @@ def test_the_usable_cores_are_shared_out_over_the_processes_of_a_machine(monkeyp
     assert torch.get_num_threads() == 1
     accelerator = start_processes(2)
     assert environment(accelerator)["threads_per_process"] == torch.get_num_threads() == 2
+
+
+def page_faults(is_kept: bool) -> int:
+    """Of a tensor of 64 MiB, above what glibc would keep by itself, that is made and freed again and again."""
+    if is_kept:
+        keep_freed_memory()
+    torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_freed_memory_stays_with_the_process() -> None:
+    assert in_new_process(page_faults, True) < in_new_process(page_faults, False) / 4
 
 
 @pytest.mark.usefixtures("threads")
