@@ -3,13 +3,10 @@
 import json
 import os
 import subprocess
-import sys
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,119 +15,23 @@ from torch import Tensor
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 from ddpm_hf.bridges.layouts import LAYOUTS
-from ddpm_hf.cli import convert
-from ddpm_hf.command_line import parse_config
+from tests.conversion_files import (
+    RECIPE,
+    YML,
+    ddpm_torch_file,
+    ermongroup_list,
+    recipe_file,
+    refusal,
+    run,
+    tiny_folder,
+)
 from tests.peers import ddpm_torch_forward, ddpm_torch_weights, ermongroup_forward, ermongroup_weights
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "conversion.md"
-RECIPE = {
-    "dataset": "cifar10",
-    "diffusion": {
-        "timesteps": 500,
-        "beta_start": 0.0002,
-        "beta_end": 0.03,
-        "beta_schedule": "quad",
-        "model_mean_type": "eps",
-        "model_var_type": "fixed-large",
-        "loss_type": "mse",
-    },
-    "model": {
-        "in_channels": 3,
-        "hid_channels": 32,
-        "ch_multipliers": [1, 2, 2],
-        "num_res_blocks": 2,
-        "apply_attn": [False, True, False],
-        "drop_rate": 0.1,
-    },
-    "train": {
-        "lr": 2e-4,
-        "batch_size": 128,
-        "grad_norm": 1.0,
-        "epochs": 2040,
-        "warmup": 5000,
-        "use_ema": True,
-        "ema_decay": 0.9999,
-    },
-}
-YML = {
-    "data": {"image_size": 32, "channels": 3, "rescaled": True, "logit_transform": False},
-    "model": {
-        "type": "simple",
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 32,
-        "ch_mult": [1, 2, 2],
-        "num_res_blocks": 2,
-        "attn_resolutions": [16],
-        "dropout": 0.1,
-        "var_type": "fixedlarge",
-        "resamp_with_conv": True,
-    },
-    "diffusion": {
-        "beta_schedule": "linear",
-        "beta_start": 0.0001,
-        "beta_end": 0.02,
-        "num_diffusion_timesteps": 1000,
-    },
-    "training": {"batch_size": 128},
-}
+
+
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 TIMES = torch.tensor([3, 421])
-
-
-def run(*arguments: object) -> None:
-    """The command in this process; SystemExit where it refuses."""
-    before, sys.argv = sys.argv, ["ddpm-hf-convert", *map(str, arguments)]
-    verbosity = diffusers.utils.logging.get_verbosity()
-    try:
-        convert.main()
-    finally:
-        sys.argv = before
-        diffusers.utils.logging.set_verbosity(verbosity)
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    with pytest.raises(SystemExit) as end:
-        run(*arguments)
-    assert end.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "Traceback" not in said
-    return said.removeprefix("ddpm-hf-convert: error: ").strip()
-
-
-def ddpm_torch_file(path: Path, prefix: str = "", **options: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """As its trainer saves it, with optimizer, scheduler and a score in numpy's type; (weights, average)."""
-    raw, average = ddpm_torch_weights(seed=0, **options), ddpm_torch_weights(seed=1, **options)
-    layer = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.Adam(layer.parameters())
-    layer(torch.ones(2)).sum().backward()
-    optimizer.step()
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min((t + 1) / 5, 1.0))
-    content = {
-        "model": OrderedDict((prefix + key, tensor) for key, tensor in raw.items()),
-        "optimizer": optimizer.state_dict(),
-        "ema": {"decay": 0.9999, "shadow": average, "num_updates": 795_599},
-        "scheduler": schedule.state_dict(),
-        "epoch": 2040,
-        "loss": 0.03,
-        "fid": np.float64(3.2),
-    }
-    torch.save(content, path)
-    return raw, average
-
-
-def ermongroup_list(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """As ermongroup/ddim's runner saves it: data-parallel weights, optimizer, epoch, step, average."""
-    raw, average = ermongroup_weights(seed=0), ermongroup_weights(seed=1)
-    parallel = {f"module.{key}": tensor for key, tensor in raw.items()}
-    torch.save([parallel, {"state": {}, "param_groups": []}, 7, 5000, average], path)
-    return raw, average
-
-
-def recipe_file(path: Path, content: Any = RECIPE) -> Path:
-    path.write_text(json.dumps(content) if path.suffix == ".json" else yaml.safe_dump(content))
-    return path
 
 
 def output_of(unet: Any) -> Tensor:
@@ -277,16 +178,6 @@ def test_the_manifest_says_what_it_came_from_without_a_path(tmp_path: Path) -> N
 def sha256(path: Path) -> str:
     found = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True)
     return found.stdout.split()[0]
-
-
-def tiny_folder(path: Path, scheduler: Any = None, **options: Any) -> UNet2DModel:
-    torch.manual_seed(0)
-    like = {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    settings = {"sample_size": 8, "block_out_channels": (32, 64), "attention_head_dim": None, **like, **blocks}
-    unet: UNet2DModel = UNet2DModel(**{**settings, **options}).eval()
-    DDPMCustomPipeline(unet, scheduler or DDPMScheduler()).save_pretrained(path)
-    return unet
 
 
 def test_a_folder_with_pickled_weights_of_old_names_becomes_safetensors(tmp_path: Path) -> None:
@@ -478,95 +369,12 @@ def test_a_destination_that_exists_is_left_as_it_is(tmp_path: Path, capsys: pyte
     assert (tmp_path / "a.json").read_text() == "mine"
 
 
-def test_a_recipe_becomes_one_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = {**RECIPE, "model": {**RECIPE["model"], "hid_channels": 128, "ch_multipliers": [1, 2, 2, 2]}}
-    content["model"]["apply_attn"] = [False, True, False, False]
-    content["diffusion"] = {**RECIPE["diffusion"], "timesteps": 1000, "beta_schedule": "linear"}
-    run(recipe_file(tmp_path / "cifar10.json", content), tmp_path / "mine.yaml")
-    mine = parse_config(["--config", str(tmp_path / "mine.yaml")], tmp_path / "mine.yaml")
-    ours = Path(__file__).parent.parent / "configs" / "train" / "cifar10.yaml"
-    wanted = parse_config(["--config", str(ours)], ours)
-    assert mine.data == wanted.data.__class__(name="uoft-cs/cifar10", random_flip=True)
-    for name in ("steps", "batch_size", "learning_rate", "betas", "warmup_steps", "max_grad_norm", "ema_decay"):
-        assert getattr(mine.training, name) == getattr(wanted.training, name), name
-    for name in ("sample_size", "block_out_channels", "down_block_types", "up_block_types", "dropout"):
-        assert list_of(mine.model[name]) == list_of(wanted.model[name]), name
-    assert mine.model["freq_shift"] == 1
-    assert (mine.diffusion["variance_type"], mine.training.loss) == ("fixed_large", "simple")
-    content["diffusion"] |= {"model_var_type": "learned", "loss_type": "kl"}
-    run(recipe_file(tmp_path / "bound.json", content), tmp_path / "bound.yaml")
-    bound = parse_config(["--config", str(tmp_path / "bound.yaml")], tmp_path / "bound.yaml")
-    assert (bound.diffusion["variance_type"], bound.training.loss, bound.model["out_channels"]) == ("learned", "kl", 6)
-    assert "becomes a .yaml" in refusal(capsys, tmp_path / "cifar10.json", tmp_path / "mine.json")
-
-
-def list_of(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"model": {**RECIPE["model"], "block_size": 2}}, "block_size=2"),
-        ({"model": {**RECIPE["model"], "resample_with_conv": False}}, "resample_with_conv=false"),
-        ({"model": {**RECIPE["model"], "heads": 2}}, "sets model.heads"),
-        ({"model": {**RECIPE["model"], "ch_multipliers": 3}}, "wrong kind"),
-        ({"extra": 1}, "sets extra"),
-        ({"diffusion": {**RECIPE["diffusion"], "beta_schedule": "cosine"}}, "beta_schedule='cosine'"),
-        ({"diffusion": {**RECIPE["diffusion"], "loss_type": "l1"}}, "loss_type='l1'"),
-        ({"diffusion": {**RECIPE["diffusion"], "model_var_type": "learned"}}, "teaches no variance"),
-        ({"diffusion": {}}, "lacks 'timesteps'"),
-        ({"train": {"lr": 1e-4}}, "lacks train.batch_size"),
-        ({"dataset": "faces"}, "does not name one of mnist, cifar10"),
-    ],
-    ids=str,
-)
-def test_a_recipe_without_counterpart_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, said: str
-) -> None:
-    path = recipe_file(tmp_path / "a.json", {**RECIPE, **change})
-    sentence = refusal(capsys, path, tmp_path / "a.yaml")
-    assert sentence.startswith(f"the recipe {path}")
-    assert said in sentence
-
-
-@pytest.mark.parametrize("name", ["linear", "quad", "const", "jsd", "sigmoid", "warmup10"])
-def test_noise_schedules_go_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    torch.save(ermongroup_weights(), tmp_path / "a.ckpt")
-    recipe = {**YML, "diffusion": {**YML["diffusion"], "beta_schedule": name}}
-    arguments = (tmp_path / "a.ckpt", tmp_path / "folder", "--recipe", recipe_file(tmp_path / "a.yml", recipe))
-    if name == "warmup10":
-        assert "beta_schedule='warmup10'" in refusal(capsys, *arguments)
-        return
-    run(*arguments)
-    run(tmp_path / "folder", tmp_path / "back.ckpt", "--to", "ermongroup-ddim")
-    assert yaml.safe_load((tmp_path / "back.yml").read_text())["diffusion"] == recipe["diffusion"]
-
-
-def test_channels_for_a_learned_variance_need_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(ddpm_torch_weights(out_channels=6), tmp_path / "a.pt")
-    assert "6 output channels for 3" in refusal(capsys, tmp_path / "a.pt", tmp_path / "folder", "--sample_size", 16)
-    learned = {**RECIPE, "diffusion": {**RECIPE["diffusion"], "model_var_type": "learned"}}
-    run(tmp_path / "a.pt", tmp_path / "folder", "--recipe", recipe_file(tmp_path / "a.json", learned))
-    pipe = DDPMCustomPipeline.from_pretrained(tmp_path / "folder")
-    assert pipe.scheduler.config.variance_type == "learned"
-    assert pipe(seeds=[0], num_inference_steps=2, output_type="pt").images.isfinite().all()
-
-
 def test_names_that_would_collide_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_folder(tmp_path / "folder", sample_size=(8, 16))
     arguments = (tmp_path / "folder", tmp_path / "a.json", "--to", "ddpm-torch")
     assert "is the name of a recipe" in refusal(capsys, *arguments)
     arguments = (tmp_path / "folder", tmp_path / "a.ckpt", "--to", "ermongroup-ddim")
     assert "has sample_size=" in refusal(capsys, *arguments)
-
-
-def test_the_recipe_of_another_network_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ddpm_torch_file(tmp_path / "a.pt")
-    other = {**RECIPE, "model": {**RECIPE["model"], "apply_attn": [False, False, True]}}
-    path = recipe_file(tmp_path / "other.json", other)
-    sentence = refusal(capsys, tmp_path / "a.pt", tmp_path / "folder", "--recipe", path)
-    assert f"the recipe {path} is of another network: its down_block_types" in sentence
 
 
 def test_the_documented_table_is_the_one_that_is_used() -> None:
