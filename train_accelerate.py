@@ -108,6 +108,8 @@ def print_cost(config: Config, accelerator: Accelerator) -> None:
         run = Run(shortened(config, folder), accelerator)
         run.start()
         train(run)
+        if config.training.compile:  # for drawing too; once, so not in the time of an image
+            run.evaluation.draw(run.state.unet, run.config.evaluation.num_images)
         run.finish(*run.evaluate())
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:

@@ -40,7 +40,7 @@ SCORING = [
     *("--evaluation.num_inference_steps", "50", "--evaluation.eta", "1"),
     *("--training.sample_every", "null", "--training.checkpoint_every", "null", "--threads", "1", "--quiet"),
 ]
-LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 SEEDS = (0, 1, 2)
 PACE_ROUNDS, PACE_STEPS = 5, 40
 PLAIN_DIFFUSION = ["--diffusion.beta_schedule", "linear", "--diffusion.prediction_type", "epsilon"]
@@ -75,7 +75,7 @@ SMALL_FASHION = (
     *("--evaluation.num_inference_steps", "25"),
 )
 PROBLEMS = {
-    "digits": Problem("digits.yaml", (), 2400, (1200, 600, 1600), CHANGES),
+    "digits": Problem("digits.yaml", (), 2400, (1200, 600, 1400, 1600), CHANGES),
     "fashion_mnist": Problem("fashion_mnist.yaml", SMALL_FASHION, 1000, (500, 250), {}),
 }
 

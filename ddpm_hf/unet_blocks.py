@@ -136,7 +136,7 @@ class ResidualBlock(nn.Module):
         h = self.conv2(self.dropout(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
-        total: Tensor = x + h
+        total: Tensor = h.add_(x)
         return total if self.output_scale == 1 else total / self.output_scale
 
 
