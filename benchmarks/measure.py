@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,18 +38,20 @@ def ratio_of(above: Sequence[float], below: Sequence[float]) -> dict[str, float]
     return {"ratio": middle, "ratio_low": low, "ratio_high": high}
 
 
-def interleave(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """Median milliseconds of two calls, and :func:`ratio_of` them."""
-    ms = in_turn({"ours_ms": lambda: milliseconds(ours), "theirs_ms": lambda: milliseconds(theirs)}, rounds)
+def interleave(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, repeats: int = 1) -> dict[str, float]:
+    """Median milliseconds of two calls, and :func:`ratio_of` them; in each round the mean of some calls on end."""
+    calls = {"ours_ms": ours, "theirs_ms": theirs}
+    ms = in_turn({name: partial(milliseconds, call, repeats) for name, call in calls.items()}, rounds)
     medians = {name: statistics.median(times) for name, times in ms.items()}
     return {**medians, **ratio_of(ms["ours_ms"], ms["theirs_ms"])}
 
 
-def milliseconds(call: Callable[[], Any]) -> float:
-    """Of one call."""
+def milliseconds(call: Callable[[], Any], repeats: int = 1) -> float:
+    """Of one call, in the mean."""
     start = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - start)
+    for _ in range(repeats):
+        call()
+    return 1000 * (time.perf_counter() - start) / repeats
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:

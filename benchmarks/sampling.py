@@ -17,8 +17,8 @@ from benchmarks.record import Bar, Record, table
 from benchmarks.unet import CIFAR10, DIGITS
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 
-CASES = [("CIFAR-10", CIFAR10, 16), ("digits", DIGITS, 256)]
-STEPS = 4
+CASES = [("CIFAR-10", CIFAR10, 16, 4), ("digits", DIGITS, 256, 20)]
+"""Name, settings, batch size and steps."""
 SCHEDULERS = {
     "DDIM": (DDIMScheduler, diffusers.DDIMScheduler, diffusers.DDIMPipeline),
     "DDPM": (DDPMScheduler, diffusers.DDPMScheduler, diffusers.DDPMPipeline),
@@ -27,7 +27,7 @@ SCHEDULERS = {
 
 def run(arguments: argparse.Namespace, record: Record) -> None:
     """One row for each network and scheduler."""
-    for name, config, batch_size in CASES:
+    for name, config, batch_size, steps in CASES:
         ours = UNet2DModel(**config).eval()
         theirs = diffusers.UNet2DModel(**config).eval()
         theirs.load_state_dict(ours.state_dict())
@@ -35,9 +35,9 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
             pipelines = DDPMCustomPipeline(ours, our_scheduler()), their_pipeline(theirs, their_scheduler())
             for pipeline in pipelines:
                 pipeline.set_progress_bar_config(disable=True)
-            one, two = (partial(draw, pipeline, batch_size) for pipeline in pipelines)
+            one, two = (partial(draw, pipeline, batch_size, steps) for pipeline in pipelines)
             times = interleave(one, two, arguments.rounds)
-            record.add({"network": name, "batch": batch_size, "scheduler": kind, "steps": STEPS, **times})
+            record.add({"network": name, "batch": batch_size, "scheduler": kind, "steps": steps, **times})
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -60,11 +60,11 @@ def bars(rows: list[dict[str, Any]]) -> list[Bar]:
     ]
 
 
-def draw(pipeline: Any, batch_size: int) -> None:
+def draw(pipeline: Any, batch_size: int, steps: int) -> None:
     """A batch of images as numpy arrays, from the noise of one generator."""
     pipeline(
         batch_size=batch_size,
         generator=torch.Generator().manual_seed(0),
-        num_inference_steps=STEPS,
+        num_inference_steps=steps,
         output_type="np",
     )

@@ -8,7 +8,8 @@ The last table is the roofline: the operations of convolutions and matrix produc
 over what this machine did right after with one large convolution alone, and with one large matrix product alone.
 
 What ours saves: an up-sampling convolution is computed as a transposed one of 4/9 of the multiplications, and a norm
-with its SiLU keeps only its input and computes the rest again ([fused.py](../ddpm_hf/fused.py)).
+with its SiLU keeps only its input and computes the rest again ([fused.py](../ddpm_hf/fused.py)); attention over few
+pixels is plain products.
 """
 
 import argparse
@@ -38,11 +39,13 @@ def network_of(recipe: str) -> dict[str, Any]:
 
 
 CIFAR10, DIGITS = network_of("cifar10"), network_of("digits")
-CASES = [("CIFAR-10", CIFAR10, 8), ("CIFAR-10", CIFAR10, 16), ("digits", DIGITS, 128)]
+CASES = [("CIFAR-10", CIFAR10, 8, 1), ("CIFAR-10", CIFAR10, 16, 1), ("digits", DIGITS, 128, 10)]
+"""Name, settings, batch size, and calls of a round: enough for a second."""
 VARIANTS: dict[str, Callable[[UNet2DModel], Any]] = {
     "eager": lambda unet: unet,
     "channels_last": lambda unet: unet.to(memory_format=torch.channels_last),
     "compiled": lambda unet: unet.compile(),
+    "compiled_channels_last": lambda unet: unet.to(memory_format=torch.channels_last).compile(),
 }
 AT_MOST = {
     ("CIFAR-10", "forward", "eager"): 0.93,
@@ -62,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, record: Record) -> None:
     """For each network a row of each variant's forward and training step and one of its memory, if not in the file."""
     record.resume()
-    for name, config, batch_size in (case for case in CASES if case[0] in arguments.networks):
+    for name, config, batch_size, repeats in (case for case in CASES if case[0] in arguments.networks):
         case = {"network": name, "batch": batch_size}
         theirs = diffusers.UNet2DModel(**config)
         size, channels = config["sample_size"], config["in_channels"]
@@ -75,7 +78,7 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
             for kind, call in (("forward", forward), ("training step", training_step)):
                 if record.find(**case, what=kind, variant=variant) is not None:
                     continue
-                times = interleave(partial(call, ours, x, t), partial(call, theirs, x, t), arguments.rounds)
+                times = interleave(partial(call, ours, x, t), partial(call, theirs, x, t), arguments.rounds, repeats)
                 roofline = {} if variant != "eager" else roofline_of(partial(call, ours, x, t))
                 record.add({**case, "what": kind, "variant": variant, **times, **roofline})
         if record.find(**case, what="peak memory") is not None:

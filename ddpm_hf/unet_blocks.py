@@ -140,6 +140,15 @@ class ResidualBlock(nn.Module):
         return total if self.output_scale == 1 else total / self.output_scale
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    r"""softmax(q k^T / sqrt(c)) v of each head (Vaswani et al. 2017, eq. 1); all (B, heads, HW, c)."""
+    pixels, channels = q.shape[2:]
+    if q.device.type == "cpu" and pixels <= channels:  # faster, and the weights of all pairs are no larger than q
+        weights: Tensor = (q * channels**-0.5 @ k.transpose(2, 3)).softmax(dim=3)
+        return weights @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class Attention(nn.Module):
     """x + self-attention over all pixels of norm(x), divided by `output_scale`.
 
@@ -176,7 +185,7 @@ class Attention(nn.Module):
             project(pixels).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, HW, head_channels)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, HW, heads * head_channels)
+        mixed = attend(q, k, v).transpose(1, 2).flatten(2)  # (B, HW, heads * head_channels)
         total: Tensor = x + self.to_out[0](mixed).transpose(1, 2).reshape(x.shape)
         return total if self.output_scale == 1 else total / self.output_scale
 

@@ -145,7 +145,7 @@ def test_interleaved_times_are_milliseconds(monkeypatch: pytest.MonkeyPatch) -> 
     def takes(seconds: float) -> None:
         clock[0] += seconds
 
-    times = interleave(lambda: takes(0.25), lambda: takes(0.5), rounds=3)
+    times = interleave(lambda: takes(0.25), lambda: takes(0.5), rounds=3, repeats=2)
     assert times == {"ours_ms": 250.0, "theirs_ms": 500.0, "ratio": 0.5, "ratio_low": 0.5, "ratio_high": 0.5}
 
 

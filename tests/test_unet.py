@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddpm_hf.unet import UNet2DModel
+from ddpm_hf.unet_blocks import attend
 
 CIFAR10: dict[str, Any] = {
     "sample_size": 32,
@@ -138,6 +139,15 @@ def test_pickled_weights_are_not_written(unet: UNet2DModel, tmp_path: Path, capl
     assert "safe_serialization=False is ignored" in caplog.text
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", WEIGHTS}
     assert_same_weights(UNet2DModel.from_pretrained(tmp_path), unet)
+
+
+@pytest.mark.parametrize("pixels", [16, 24, 25])
+def test_attention_is_that_of_the_equation(pixels: int) -> None:
+    """On both sides of the number of pixels from which on the fused kernel does it."""
+    q, k, v = (torch.randn(2, 3, pixels, 24, dtype=torch.float64) for _ in range(3))
+    weights = torch.einsum("bhic,bhjc->bhij", q, k) / 24**0.5
+    wanted = torch.einsum("bhij,bhjc->bhic", weights.exp() / weights.exp().sum(dim=3, keepdim=True), v)
+    assert (attend(q, k, v) - wanted).abs().max() < 1e-14
 
 
 def test_gradient_checkpointing_changes_nothing(x: torch.Tensor) -> None:
