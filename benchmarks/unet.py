@@ -1,8 +1,9 @@
 """Our UNet's forward pass, training step and memory against diffusers' UNet2DModel of the same weights.
 
 A training step is forward, with dropout, and backward; the optimizer would be the same for both. Every variant of ours
-is compared with diffusers' as it comes, in contiguous memory and not compiled. Memory is the most that tensors hold at
-any time of a step: weights, gradients, and what is kept for the backward pass or only for a moment.
+is compared with diffusers' as it comes, in contiguous memory and not compiled, each time in a new process. Memory is
+the most that tensors hold at any time of a step: weights, gradients, and what is kept for the backward pass or only for
+a moment.
 
 The last table is the roofline: the operations of convolutions and matrix products as torch counts them, and their rate
 over what this machine did right after with one large convolution alone, and with one large matrix product alone.
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import INTERLEAVED, interleave, interleaved_cells
+from benchmarks.measure import INTERLEAVED, in_new_process, interleave, interleaved_cells
 from benchmarks.record import Bar, Record, table
 from ddpm_hf import UNet2DModel
 from ddpm_hf.command_line import parse_config
@@ -45,7 +46,6 @@ VARIANTS: dict[str, Callable[[UNet2DModel], Any]] = {
     "eager": lambda unet: unet,
     "channels_last": lambda unet: unet.to(memory_format=torch.channels_last),
     "compiled": lambda unet: unet.compile(),
-    "compiled_channels_last": lambda unet: unet.to(memory_format=torch.channels_last).compile(),
 }
 AT_MOST = {
     ("CIFAR-10", "forward", "eager"): 0.93,
@@ -65,28 +65,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, record: Record) -> None:
     """For each network a row of each variant's forward and training step and one of its memory, if not in the file."""
     record.resume()
+    threads = torch.get_num_threads()
     for name, config, batch_size, repeats in (case for case in CASES if case[0] in arguments.networks):
         case = {"network": name, "batch": batch_size}
-        theirs = diffusers.UNet2DModel(**config)
-        size, channels = config["sample_size"], config["in_channels"]
-        x = torch.randn(batch_size, channels, size, size)
-        t = torch.randint(1000, (batch_size,))
         for variant in arguments.variants:
-            ours = UNet2DModel(**config)
-            ours.load_state_dict(theirs.state_dict())
-            VARIANTS[variant](ours)
-            for kind, call in (("forward", forward), ("training step", training_step)):
-                if record.find(**case, what=kind, variant=variant) is not None:
-                    continue
-                times = interleave(partial(call, ours, x, t), partial(call, theirs, x, t), arguments.rounds, repeats)
-                roofline = {} if variant != "eager" else roofline_of(partial(call, ours, x, t))
-                record.add({**case, "what": kind, "variant": variant, **times, **roofline})
-        if record.find(**case, what="peak memory") is not None:
-            continue
-        ours = UNet2DModel(**config)
-        memory = {"ours_mib": peak_mib(ours, x, t), "theirs_mib": peak_mib(theirs, x, t)}
-        ours.enable_gradient_checkpointing()
-        record.add({**case, "what": "peak memory", **memory, "checkpointed_mib": peak_mib(ours, x, t)})
+            for what in CALLS:
+                key = {**case, "what": what, "variant": variant}
+                if record.find(**key) is None:
+                    how = (what, variant, arguments.rounds, repeats, threads)
+                    record.add({**key, **in_new_process(times_of, config, batch_size, *how)})
+        key = {**case, "what": "peak memory"}
+        if record.find(**key) is None:
+            record.add({**key, **in_new_process(memory_of, config, batch_size)})
+
+
+def times_of(
+    config: dict[str, Any], batch_size: int, what: str, variant: str, rounds: int, repeats: int, threads: int
+) -> dict[str, float]:
+    """Ours and diffusers', interleaved, and the roofline of ours where it is eager."""
+    torch.set_num_threads(threads)
+    ours, theirs, x, t = networks(config, batch_size)
+    VARIANTS[variant](ours)
+    one, two = (partial(CALLS[what], unet, x, t) for unet in (ours, theirs))
+    return {**interleave(one, two, rounds, repeats), **(roofline_of(one) if variant == "eager" else {})}
+
+
+def memory_of(config: dict[str, Any], batch_size: int) -> dict[str, float]:
+    """MiB of a training step of ours, of diffusers', and of ours with gradient checkpointing."""
+    ours, theirs, x, t = networks(config, batch_size)
+    memory = {"ours_mib": peak_mib(ours, x, t), "theirs_mib": peak_mib(theirs, x, t)}
+    ours.enable_gradient_checkpointing()
+    return {**memory, "checkpointed_mib": peak_mib(ours, x, t)}
+
+
+def networks(config: dict[str, Any], batch_size: int) -> tuple[UNet2DModel, Any, torch.Tensor, torch.Tensor]:
+    """Ours and diffusers' with the same weights, noise and timesteps."""
+    ours, theirs = UNet2DModel(**config), diffusers.UNet2DModel(**config)
+    ours.load_state_dict(theirs.state_dict())
+    size = config["sample_size"]
+    x, t = torch.randn(batch_size, config["in_channels"], size, size), torch.randint(1000, (batch_size,))
+    return ours, theirs, x, t
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -143,6 +161,9 @@ def training_step(unet: Any, x: torch.Tensor, t: torch.Tensor) -> None:
     """Forward with dropout, and backward; the optimizer would be the same for both."""
     unet.train()(x, t).sample.square().mean().backward()
     unet.zero_grad()
+
+
+CALLS = {"forward": forward, "training step": training_step}
 
 
 def peak_mib(unet: Any, x: torch.Tensor, t: torch.Tensor) -> float:

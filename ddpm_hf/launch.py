@@ -94,10 +94,9 @@ def keep_freed_memory() -> None:
     By default it goes back to the kernel, which must clear it, page by page, when the next step asks for as much. That
     is some percent of a training step (docs/benchmarks.md, allocator). The peak stays the same.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # macOS has none, nor has musl
-    if mallopt is not None:
+    if platform.libc_ver()[0] == "glibc":
         for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            mallopt(option, 2**31 - 1)
+            ctypes.CDLL(None).mallopt(option, 2**31 - 1)
 
 
 def differences_from_launcher(accelerator: Accelerator) -> list[str]:
