@@ -14,11 +14,12 @@ import torch
 
 from benchmarks.measure import MIB, in_new_process, in_turn, milliseconds, peak_memory, ratio_cell, ratio_of
 from benchmarks.record import Record, table
-from benchmarks.unet import CIFAR10, DIGITS
+from benchmarks.unet import CIFAR10, DIGITS, inputs, set_gradients
 from ddpm_hf import UNet2DModel
 from ddpm_hf.launch import keep_freed_memory
 
 CASES = [("digits", DIGITS, 64, 40), ("CIFAR-10", CIFAR10, 8, 6)]
+"""Name, settings, batch size, and steps of a round."""
 FIGURES = ("ms", "page_faults", "peak_mib")
 
 
@@ -65,11 +66,10 @@ def figures_of_a_step(
         keep_freed_memory()
     unet = UNet2DModel(**config)
     optimizer = torch.optim.Adam(unet.parameters())
-    size = config["sample_size"]
-    x, t = torch.randn(batch_size, config["in_channels"], size, size), torch.randint(1000, (batch_size,))
+    x, t = inputs(config, batch_size)
 
     def step() -> None:
-        unet.train()(x, t).sample.square().mean().backward()
+        set_gradients(unet, x, t)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -102,9 +102,13 @@ def networks(config: dict[str, Any], batch_size: int) -> tuple[UNet2DModel, Any,
     """Ours and diffusers' with the same weights, noise and timesteps."""
     ours, theirs = UNet2DModel(**config), diffusers.UNet2DModel(**config)
     ours.load_state_dict(theirs.state_dict())
+    return ours, theirs, *inputs(config, batch_size)
+
+
+def inputs(config: dict[str, Any], batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise (B, C, H, W) and timesteps (B,)."""
     size = config["sample_size"]
-    x, t = torch.randn(batch_size, config["in_channels"], size, size), torch.randint(1000, (batch_size,))
-    return ours, theirs, x, t
+    return torch.randn(batch_size, config["in_channels"], size, size), torch.randint(1000, (batch_size,))
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -159,8 +163,13 @@ def forward(unet: Any, x: torch.Tensor, t: torch.Tensor) -> None:
 
 def training_step(unet: Any, x: torch.Tensor, t: torch.Tensor) -> None:
     """Forward with dropout, and backward; the optimizer would be the same for both."""
-    unet.train()(x, t).sample.square().mean().backward()
+    set_gradients(unet, x, t)
     unet.zero_grad()
+
+
+def set_gradients(unet: Any, x: torch.Tensor, t: torch.Tensor) -> None:
+    """Forward in training mode, and backward."""
+    unet.train()(x, t).sample.square().mean().backward()
 
 
 CALLS = {"forward": forward, "training step": training_step}

@@ -156,7 +156,7 @@ def peak_of(mib: int) -> float:
 
 
 def test_the_peak_is_of_the_new_process_alone() -> None:
-    held = torch.ones(200 * MIB, dtype=torch.uint8)  # more than the new process will, with the same libraries
+    held = torch.ones(300 * MIB, dtype=torch.uint8)  # more than a new process takes, which has the same libraries
     assert 99 < in_new_process(peak_of, 100) < 130
     assert 199 < in_new_process(peak_of, 200) < 230
-    assert peak_memory() > len(held)
+    del held
