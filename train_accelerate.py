@@ -19,16 +19,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ddpm_hf.batches import seed_from
-from ddpm_hf.checkpoints import SaveError
 from ddpm_hf.command_line import fail, parse_config
-from ddpm_hf.config import Config
-from ddpm_hf.dry_run import cost_of, shortened
-from ddpm_hf.hub import NOT_PUSHED
+from ddpm_hf.diffusion.losses import training_loss
+from ddpm_hf.hub.repository import NOT_PUSHED
 from ddpm_hf.launch import STOPPED, end_processes, start_processes
-from ddpm_hf.losses import training_loss
-from ddpm_hf.run import Run, Stopped
-from ddpm_hf.training import learning_rate
+from ddpm_hf.randomness import seed_from
+from ddpm_hf.training.checkpoints import SaveError
+from ddpm_hf.training.dry_run import cost_of, shortened
+from ddpm_hf.training.optimization import learning_rate
+from ddpm_hf.training.run import Run, Stopped
+from ddpm_hf.training.settings import Config
 
 
 def main() -> None:

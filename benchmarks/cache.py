@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.measure import MIB, in_new_process, peak_memory, resident_memory
 from benchmarks.record import Record, table
-from ddpm_hf.config import DataConfig
-from ddpm_hf.data import load_cached_images
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.sources import load_cached_images
 
 PROCESSES = 4
 

@@ -17,13 +17,13 @@ import torch
 
 from benchmarks.record import Record, table
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline
-from ddpm_hf.config import DataConfig
-from ddpm_hf.data import load_cached_images
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.sources import load_cached_images
 from ddpm_hf.manifest import weights_hash
 from ddpm_hf.metrics import DigitsFeatures
 from ddpm_hf.metrics.fid import mean_and_covariance
 from ddpm_hf.metrics.scores import fid
-from ddpm_hf.sampling import sample_images
+from ddpm_hf.sampling.denoising import sample_images
 
 ETAS = (0.0, 1.0)
 BATCH_SIZE = 250

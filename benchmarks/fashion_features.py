@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_hf.data import ImageData
+from ddpm_hf.data.sources import ImageData
 from ddpm_hf.images import from_uint8
 
 EPOCHS = 4

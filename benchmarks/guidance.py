@@ -16,10 +16,10 @@ from torch import Tensor
 
 from benchmarks.record import Record, table
 from ddpm_hf import DDPMCustomPipeline
-from ddpm_hf.config import DataConfig
-from ddpm_hf.data import load_cached_images
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.sources import load_cached_images
 from ddpm_hf.metrics import DigitsFeatures, frechet_distance, precision_recall
-from ddpm_hf.sampling import sample_images
+from ddpm_hf.sampling.denoising import sample_images
 
 CLASSES = 10
 

@@ -27,7 +27,7 @@ from PIL import ImageOps
 
 from benchmarks.record import Bar, Record, table
 from ddpm_hf.command_line import parse_config
-from ddpm_hf.run import Run
+from ddpm_hf.training.run import Run
 from train_accelerate import train
 
 BATCH_SIZE = 16

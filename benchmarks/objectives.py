@@ -20,11 +20,11 @@ from accelerate import Accelerator
 from benchmarks.record import Record, over_seeds, table
 from ddpm_hf import DDPMCustomPipeline, DDPMScheduler
 from ddpm_hf.command_line import parse_config
-from ddpm_hf.config import DataConfig
-from ddpm_hf.data import load_cached_images
-from ddpm_hf.likelihood import bits_per_dim
-from ddpm_hf.metrics_log import read_log
-from ddpm_hf.run import Run
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.sources import load_cached_images
+from ddpm_hf.metrics.bits_per_dim import bits_per_dim
+from ddpm_hf.training.log import read_log
+from ddpm_hf.training.run import Run
 from train_accelerate import train
 
 RECIPE = Path(__file__).parent.parent / "configs" / "train" / "digits.yaml"

@@ -25,13 +25,13 @@ from benchmarks.plain_loop import LEARNING_RATE, WARMUP_STEPS, PlainLoop
 from benchmarks.record import Bar, Record, over_seeds, table
 from ddpm_hf import DDIMScheduler, DDPMScheduler
 from ddpm_hf.command_line import parse_config
-from ddpm_hf.config import Config
-from ddpm_hf.data import ImageData, load_cached_images
-from ddpm_hf.evaluation import Evaluation
+from ddpm_hf.data.sources import ImageData, load_cached_images
 from ddpm_hf.images import from_uint8
 from ddpm_hf.launch import start_processes
-from ddpm_hf.metrics_log import read_log
-from ddpm_hf.run import Run
+from ddpm_hf.training.evaluation import Evaluation
+from ddpm_hf.training.log import read_log
+from ddpm_hf.training.run import Run
+from ddpm_hf.training.settings import Config
 from train_accelerate import train
 
 RECIPES = Path(__file__).parent.parent / "configs" / "train"

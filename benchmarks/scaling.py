@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.measure import in_turn, ratio_cell, ratio_of
 from benchmarks.record import Bar, Record, table
-from ddpm_hf.metrics_log import read_log
+from ddpm_hf.training.log import read_log
 
 ROOT = Path(__file__).parents[1]
 ONE, TWO, ACCUMULATED = "one process", "two processes", "one process, 4 passes a step"

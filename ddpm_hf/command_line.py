@@ -1,8 +1,8 @@
 """The command line: of a training run, a YAML recipe and settings over it; of other commands, settings alone.
 
 The command line wins over the recipe, the recipe over the defaults. ``model.*`` are the constructor keys of
-:class:`~ddpm_hf.unet.UNet2DModel` and ``diffusion.*`` those of :class:`~ddpm_hf.schedulers.DDPMScheduler`: their names,
-types, defaults and help come from those classes, so a recipe says what a saved ``config.json`` says.
+:class:`~ddpm_hf.UNet2DModel` and ``diffusion.*`` those of :class:`~ddpm_hf.DDPMScheduler`: their names, types, defaults
+and help come from those classes, so a recipe says what a saved ``config.json`` says.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from typing import Literal, NoReturn, TypeVar, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
-from ddpm_hf.config import Config, DataConfig, EvaluationConfig, TrainingConfig
-from ddpm_hf.schedulers import DDPMScheduler
-from ddpm_hf.unet import UNet2DModel
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.schedulers.ddpm import DDPMScheduler
+from ddpm_hf.training.settings import Config, EvaluationConfig, TrainingConfig
 
 Settings = TypeVar("Settings")
 

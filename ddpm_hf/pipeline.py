@@ -13,13 +13,15 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ddpm_hf.hub import Repository, told_in_one_sentence
+from ddpm_hf.hub.cards import Subject, model_card
+from ddpm_hf.hub.public_files import public_files
+from ddpm_hf.hub.repository import Repository, told_in_one_sentence
 from ddpm_hf.images import to_pil, to_uint8, to_unit_range
-from ddpm_hf.model_card import Subject, model_card
-from ddpm_hf.public_files import public_files
-from ddpm_hf.sampling import denoise, generators_of, image_shape
-from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
-from ddpm_hf.unet import UNet2DModel
+from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.randomness import generators_of
+from ddpm_hf.sampling.denoising import denoise, image_shape
+from ddpm_hf.schedulers.ddim import DDIMScheduler
+from ddpm_hf.schedulers.ddpm import DDPMScheduler
 
 OURS: dict[str, Any] = {cls.__name__: cls for cls in (UNet2DModel, DDPMScheduler, DDIMScheduler)}
 """The classes that stand in the place of diffusers' of the same names."""

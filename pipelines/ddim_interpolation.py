@@ -17,7 +17,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 import ddpm_hf
-from ddpm_hf.sampling import slerp
+from ddpm_hf.sampling.denoising import slerp
 
 
 class DDIMInterpolationPipeline(ddpm_hf.DDPMCustomPipeline):
@@ -43,7 +43,7 @@ class DDIMInterpolationPipeline(ddpm_hf.DDPMCustomPipeline):
     def decode(self, latents: Tensor, num_inference_steps: int = 100) -> Tensor:
         """The images of x_T, (B, C, H, W), on the grid of S steps: about [-1, 1]."""
         self.scheduler.set_timesteps(num_inference_steps)
-        return ddpm_hf.sampling.denoise(self.unet, self.scheduler, latents, progress=self.progress_bar)
+        return ddpm_hf.sampling.denoising.denoise(self.unet, self.scheduler, latents, progress=self.progress_bar)
 
     def __call__(
         self, start: Tensor, end: Tensor, num_images: int = 8, num_inference_steps: int = 100

@@ -53,7 +53,7 @@ class RePaintPipeline(ddpm_hf.DDPMCustomPipeline):
         """
         known = images.to(self._execution_device, self.unet.dtype)
         mask = mask.to(known.device)
-        generator = ddpm_hf.sampling.generators_of(range(seed, seed + len(known)))
+        generator = ddpm_hf.randomness.generators_of(range(seed, seed + len(known)))
         diffusion = self.scheduler.diffusion
         self.scheduler.set_timesteps(num_inference_steps)
         ascending = [-1, *self.scheduler.timesteps.flip(0).tolist()]  # -1 is clean

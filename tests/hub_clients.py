@@ -136,10 +136,10 @@ def _hurry() -> None:
     """Waits between attempts take a hundredth of their time."""
     import huggingface_hub.utils._http as http
 
-    import ddpm_hf.hub
+    import ddpm_hf.hub.repository
 
     http.time = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 100))  # type: ignore[assignment]
-    ddpm_hf.hub.WAITS = tuple(seconds / 100 for seconds in ddpm_hf.hub.WAITS)  # type: ignore[assignment]
+    ddpm_hf.hub.repository.WAITS = tuple(seconds / 100 for seconds in ddpm_hf.hub.repository.WAITS)  # type: ignore[assignment]
 
 
 def _serve() -> None:

@@ -8,8 +8,8 @@ import torch
 
 from ddpm_hf.assets.make_digits import load_digits_uint8, split_indices, write_split
 from ddpm_hf.assets.train_digits_features import accuracy, train
-from ddpm_hf.config import DataConfig
-from ddpm_hf.data import load_cached_images
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.sources import load_cached_images
 from ddpm_hf.metrics import DigitsFeatures, frechet_distance
 
 

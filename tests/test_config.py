@@ -10,8 +10,8 @@ import yaml
 
 from ddpm_hf import DDPMScheduler
 from ddpm_hf.command_line import parse_config
-from ddpm_hf.config import Config
-from ddpm_hf.unet import UNet2DModel
+from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.training.settings import Config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DIGITS = CONFIGS / "train" / "digits.yaml"

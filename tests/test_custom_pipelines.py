@@ -139,7 +139,7 @@ def test_variations_begin_where_the_strength_says(loader: Any, folder: str) -> N
     first = pipe.scheduler.timesteps[0].item()
     noise = torch.cat([torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
     start = pipe.scheduler.diffusion.q_sample(images, first, noise)
-    whole = ddpm_hf.sampling.denoise(pipe.unet, pipe.scheduler, start)
+    whole = ddpm_hf.sampling.denoising.denoise(pipe.unet, pipe.scheduler, start)
     torch.testing.assert_close(drawn[1.0], ddpm_hf.images.to_unit_range(whole))
     distances = [(drawn[s] - drawn[0.0]).abs().mean().item() for s in (0.3, 1.0)]
     assert 0 < distances[0] < distances[1]

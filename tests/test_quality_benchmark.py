@@ -8,7 +8,7 @@ import torch
 from benchmarks import few_steps, quality
 from benchmarks.fashion_features import trained_features
 from ddpm_hf.command_line import parse_config
-from ddpm_hf.data import ImageData, load_cached_images
+from ddpm_hf.data.sources import ImageData, load_cached_images
 from ddpm_hf.metrics.extractors import load_extractor
 
 

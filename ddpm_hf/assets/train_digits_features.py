@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddpm_hf.config import DataConfig
-from ddpm_hf.data import load_cached_images
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.sources import load_cached_images
 from ddpm_hf.images import from_uint8
 from ddpm_hf.metrics.features import WEIGHTS, DigitsFeatures
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ddpm_hf.data import ImageData
-from ddpm_hf.figures import save_bound
-from ddpm_hf.likelihood import bits_per_dim
+from ddpm_hf.data.sources import ImageData
 from ddpm_hf.manifest import weights_hash
+from ddpm_hf.metrics.bits_per_dim import bits_per_dim
+from ddpm_hf.metrics.figures import save_bound
 from ddpm_hf.metrics.scores import Score
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
 

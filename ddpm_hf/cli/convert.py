@@ -14,7 +14,8 @@ from typing import Literal
 
 import diffusers
 
-from ddpm_hf.bridges.conversion import (
+from ddpm_hf.command_line import fail, parse_settings
+from ddpm_hf.conversion.checkpoints import (
     Checkpoint,
     read_checkpoint,
     read_folder,
@@ -22,9 +23,8 @@ from ddpm_hf.bridges.conversion import (
     write_checkpoint,
     write_folder,
 )
-from ddpm_hf.bridges.layouts import LAYOUTS
-from ddpm_hf.bridges.recipes import to_training_recipe
-from ddpm_hf.command_line import fail, parse_settings
+from ddpm_hf.conversion.layouts import LAYOUTS
+from ddpm_hf.conversion.recipes import to_training_recipe
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,16 @@ from torch import Tensor
 
 from ddpm_hf.cli.bits_per_dim import described, load_model, score_model
 from ddpm_hf.command_line import fail, parse_settings
-from ddpm_hf.config import DataConfig
-from ddpm_hf.data import ImageData, load_cached_images
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.sources import ImageData, load_cached_images
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import environment, start_processes
 from ddpm_hf.manifest import check_same_settings, read_manifest, write_json, write_manifest
 from ddpm_hf.metrics.extractors import load_extractor, sha256_of
 from ddpm_hf.metrics.reference import FeatureExtraction, Statistics, fingerprint_of
+from ddpm_hf.metrics.results import markdown_table, nearest_picture
 from ddpm_hf.metrics.scores import NEED_IMAGES, Score, fewest_images, scores_of
-from ddpm_hf.results import markdown_table, nearest_picture
-from ddpm_hf.sample_files import load_images
+from ddpm_hf.sampling.image_files import load_images
 
 
 @dataclass(frozen=True)

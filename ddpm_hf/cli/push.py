@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from ddpm_hf.command_line import TOKEN_HELP, PlainParser, fail, take_token
-from ddpm_hf.hub import NOT_PUSHED, PushError, Repository
-from ddpm_hf.model_card import LICENSE
-from ddpm_hf.publish import Push, checkpoint_push, model_push, newest_complete, samples_push
+from ddpm_hf.hub.cards import LICENSE
+from ddpm_hf.hub.push import Push, samples_push
+from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository
+from ddpm_hf.training.publish import checkpoint_push, model_push, newest_complete
 
 
 def main() -> None:

@@ -22,14 +22,15 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.cli.show import check_kind, save, show
 from ddpm_hf.command_line import fail, parse_settings
-from ddpm_hf.hub import NOT_PUSHED, PushError, Repository, told_in_one_sentence
+from ddpm_hf.hub.push import command_to_finish, prepare_once, samples_push
+from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository, told_in_one_sentence
 from ddpm_hf.launch import environment, start_processes
 from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
-from ddpm_hf.publish import command_to_finish, prepare_once, samples_push
-from ddpm_hf.sample_files import PNGFolder, sample_files
-from ddpm_hf.sampling import options_for
-from ddpm_hf.schedulers import DDIMScheduler, DDPMScheduler
+from ddpm_hf.sampling.denoising import options_for
+from ddpm_hf.sampling.image_files import PNGFolder, sample_files
+from ddpm_hf.schedulers.ddim import DDIMScheduler
+from ddpm_hf.schedulers.ddpm import DDPMScheduler
 
 SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),

@@ -7,9 +7,16 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_hf.images import image_grid, save_png
-from ddpm_hf.pictures import denoising_frames, denoising_path, denoising_strip, interpolation, save_gif, scale_of
-from ddpm_hf.sampling import sample_images
-from ddpm_hf.schedulers import DDIMScheduler
+from ddpm_hf.sampling.denoising import sample_images
+from ddpm_hf.sampling.pictures import (
+    denoising_frames,
+    denoising_path,
+    denoising_strip,
+    interpolation,
+    save_gif,
+    scale_of,
+)
+from ddpm_hf.schedulers.ddim import DDIMScheduler
 
 KINDS = {"denoising": range(1, 17), "interpolation": range(2, 17), "grid": range(1, 1025)}
 """Each with the numbers of images that it may have."""

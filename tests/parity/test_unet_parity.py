@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 
-from ddpm_hf.unet import UNet2DModel
+from ddpm_hf.models.unet_2d import UNet2DModel
 
 TINY: dict[str, Any] = {
     "block_out_channels": (8, 16),
@@ -121,7 +121,7 @@ def test_shapes_and_times(height: int, width: int, t: Any) -> None:
 
 def test_cifar10_configuration() -> None:
     """At the size that people use: google/ddpm-cifar10-32's, one image."""
-    from tests.test_unet import CIFAR10
+    from tests.models.test_unet_2d import CIFAR10
 
     ours, theirs = pair(**CIFAR10)
     with torch.no_grad():

@@ -6,8 +6,8 @@ import torch
 from accelerate import Accelerator
 
 from ddpm_hf import DDIMScheduler
-from ddpm_hf.sampling import sample_images
-from tests.test_sampling import make_unet, with_grid
+from ddpm_hf.sampling.denoising import sample_images
+from tests.sampling.test_denoising import make_unet, with_grid
 
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)

@@ -1,1 +1,0 @@
-"""Other projects' checkpoints and recipes in the terms of this one, and back."""

@@ -1,0 +1,274 @@
+"""Checkpoints of other projects into pipeline folders, and back, with not one bit of a weight changed."""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from ddpm_hf.conversion.layouts import (
+    Layout,
+    Weights,
+    check_expressible,
+    layout_of,
+    to_ours,
+    to_theirs,
+    unet_config,
+    unet_without_memory,
+)
+from ddpm_hf.conversion.pickles import TrainedWeights, as_saved, read_trained_weights, tensors_of, unpickle
+from ddpm_hf.conversion.recipes import ddpm_torch_recipe, ermongroup_recipe, read_recipe
+from ddpm_hf.manifest import read_manifest, weights_hash, write_manifest
+from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.pipeline import DDPMCustomPipeline
+from ddpm_hf.schedulers.ddpm import DDPMScheduler
+
+RAW_VARIANT: Final = "non_ema"
+"""The weights themselves beside their average, in the name that diffusers' own conversions gave them."""
+
+HO_SCHEDULE: Final = "the noise schedule is Ho et al.'s (1000 steps, linear from 0.0001 to 0.02)"
+
+_RAW_FILE: Final = f"diffusion_pytorch_model.{RAW_VARIANT}.safetensors"
+_RECIPES: Final[dict[str, tuple[str, Callable[[Any, Any], str]]]] = {
+    "ddpm-torch": (".json", ddpm_torch_recipe),
+    "ermongroup-ddim": (".yml", ermongroup_recipe),
+}
+
+
+@dataclass
+class Checkpoint:
+    """A network between two layouts.
+
+    Attributes:
+        unet: holds the weights that sampling uses, the average where there is one.
+        scheduler: of its process.
+        raw: the weights that the average is of.
+        source: what it came from, for the manifest.
+        notes: what else is known of it and has no place in the weights, such as the epoch.
+        assumed: what the source does not say and was taken as Ho et al. have it.
+    """
+
+    unet: UNet2DModel
+    scheduler: Any
+    raw: Weights | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    assumed: list[str] = field(default_factory=list)
+
+
+def read_checkpoint(
+    path: Path, recipe_path: Path | None = None, sample_size: int | None = None, norm_eps: float | None = None
+) -> Checkpoint:
+    """A file that ddpm-torch, ermongroup/ddim or pytorch_diffusion saved.
+
+    Args:
+        path: Of the file.
+        recipe_path: The settings that it was trained with, `recipes.read_recipe`.
+        sample_size: Side of its images, where no recipe says it.
+        norm_eps: Of the group norms, where it is not that of the project's newest code.
+
+    Raises:
+        ValueError: for what is not such a file, or not wholly, in one sentence.
+        OSError: it cannot be read.
+    """
+    recipe = None if recipe_path is None else read_recipe(recipe_path)
+    trained = read_trained_weights(path)
+    sampled = trained.raw if trained.average is None else trained.average
+    assumed = []
+    try:
+        layout = layout_of(list(sampled))
+        config = unet_config(layout, sampled)
+        if recipe is None:
+            if config["out_channels"] != config["in_channels"]:
+                raise ValueError(
+                    f"it has {config['out_channels']} output channels for {config['in_channels']}; give the --recipe "
+                    "that says what they are"
+                )
+            assumed.append(HO_SCHEDULE)
+        else:
+            _check_same_network(recipe.model, config, recipe_path)
+            config |= {key: value for key, value in recipe.model.items() if key in ("sample_size", "dropout")}
+        if sample_size is not None:
+            config["sample_size"] = sample_size
+        if config.get("sample_size") is None:
+            raise ValueError("its weights do not say how large the images are; give --recipe or --sample_size")
+        if norm_eps is not None:
+            config["norm_eps"] = norm_eps
+        weights = to_ours(layout, sampled, config)
+        raw = None if trained.average is None else to_ours(layout, trained.raw, config)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be converted: {error}") from None
+    unet = _with_weights(config, weights)
+    check_expressible(layout, unet.config)
+    source = {"layout": layout.name, "source": path.name, "source_sha256": _sha256(path)}
+    if recipe_path is not None:
+        source |= {"recipe": recipe_path.name, "recipe_sha256": _sha256(recipe_path)}
+    return Checkpoint(unet, DDPMScheduler(**(recipe.diffusion if recipe else {})), raw, source, trained.notes, assumed)
+
+
+def read_folder(path: Path) -> Checkpoint:
+    """A pipeline's folder, or that of a single UNet2DModel, of this package or diffusers, pickled weights included.
+
+    Raises:
+        ValueError: for another kind of model, in one sentence.
+        OSError: it cannot be read.
+    """
+    is_pipeline = (path / "model_index.json").is_file()
+    folder = path / "unet" if is_pipeline else path
+    pickled = folder / "diffusion_pytorch_model.bin"
+    index = _read_json(folder / "config.json")
+    if index.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{folder} holds a {index.get('_class_name')}; a UNet2DModel is expected")
+    assumed = []
+    if pickled.is_file() and not (folder / "diffusion_pytorch_model.safetensors").is_file():
+        unet = unet_without_memory(UNet2DModel.load_config(folder))
+        state = unet._fix_state_dict_keys_on_load(tensors_of(unpickle(pickled), pickled))
+        try:
+            unet.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{pickled} does not hold this UNet: {' '.join(str(error).split())[:300]}") from None
+        unet.eval()
+    elif any(folder.glob("*.safetensors")):
+        unet = UNet2DModel.from_pretrained(folder)
+    else:
+        raise FileNotFoundError(f"{folder} has a config.json and no weights (diffusion_pytorch_model.safetensors)")
+    if is_pipeline:
+        scheduler = DDPMCustomPipeline.from_pretrained(path, unet=unet).scheduler
+    else:
+        scheduler = DDPMScheduler()
+        assumed.append(HO_SCHEDULE)
+    has_raw = (folder / _RAW_FILE).is_file()
+    raw = UNet2DModel.from_pretrained(folder, variant=RAW_VARIANT).state_dict() if has_raw else None
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    hashes = {file.name: _sha256(file) for file in files}
+    source = {"layout": "diffusers", "source": path.resolve().name, "source_sha256": hashes}
+    notes = ((read_manifest(path) or {}).get("notes") or {}) if is_pipeline else {}
+    return Checkpoint(unet, scheduler, raw, source, notes, assumed)
+
+
+def write_folder(checkpoint: Checkpoint, destination: Path) -> None:
+    """As a pipeline's folder that plain diffusers loads; the weights behind an average as its variant `non_ema`.
+
+    Raises:
+        OSError: it exists, or cannot be written.
+    """
+    refuse_existing(destination)
+    with _partial(destination) as partial:
+        pipe = DDPMCustomPipeline(checkpoint.unet, checkpoint.scheduler)
+        pipe.save_pretrained(partial)
+        if checkpoint.raw is not None:
+            raw = _with_weights(checkpoint.unet.config, checkpoint.raw)
+            raw.save_pretrained(partial / "unet", variant=RAW_VARIANT)
+        _write_manifest(partial, checkpoint, "diffusers")
+
+
+def write_checkpoint(checkpoint: Checkpoint, layout: Layout, destination: Path) -> None:
+    """As a file that the other project samples from, with a recipe of the same name beside it.
+
+    Raises:
+        ValueError: the project has no such network or process, in one sentence.
+        OSError: one of the files exists, or cannot be written.
+    """
+    suffix, make_recipe = _RECIPES[layout.name]
+    recipe_path = destination.with_suffix(suffix)
+    manifest = f"{destination.stem}.manifest.json"
+    refuse_existing(destination, recipe_path, destination.with_name(manifest))
+    unet = checkpoint.unet
+    check_expressible(layout, unet.config)
+    try:
+        recipe = make_recipe(unet.config, checkpoint.scheduler.config)
+    except ValueError as error:
+        raise ValueError(f"{layout.name} has no such model, which {error}") from None
+    average = to_theirs(layout, unet.state_dict(), unet.config)
+    weights = TrainedWeights(average, notes=checkpoint.notes)
+    if checkpoint.raw is not None:
+        weights.raw, weights.average = to_theirs(layout, checkpoint.raw, unet.config), average
+    with _partial(destination) as partial:
+        torch.save(as_saved(layout, weights), partial)
+    recipe_path.write_text(recipe)
+    _write_manifest(destination.parent, checkpoint, layout.name, manifest)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, so {path.parent} is not a model's folder")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no settings")
+    return content
+
+
+def _check_same_network(wanted: Mapping[str, Any], found: Mapping[str, Any], recipe: Path | None) -> None:
+    for key, value in wanted.items():
+        if key in found and value != found[key]:
+            raise ValueError(
+                f"the recipe {recipe} is of another network: its {key} is {value}, that of the weights {found[key]}"
+            )
+
+
+def _with_weights(config: Mapping[str, Any], weights: Weights) -> UNet2DModel:
+    unet = unet_without_memory(config)
+    unet.load_state_dict(weights, assign=True)
+    unet.eval()
+    return unet
+
+
+def _write_manifest(folder: Path, checkpoint: Checkpoint, to: str, file: str = "manifest.json") -> None:
+    packages = ("ddpm-hf", "diffusers", "safetensors", "torch")
+    write_manifest(
+        folder,
+        {**checkpoint.source, "to": to, "assumed": checkpoint.assumed},
+        {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        file,
+        tensors=len(checkpoint.unet.state_dict()),
+        parameters=sum(tensor.numel() for tensor in checkpoint.unet.state_dict().values()),
+        weights_sha256=weights_hash(checkpoint.unet),
+        notes=checkpoint.notes,
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Nothing is written over.
+
+    Raises:
+        FileExistsError: naming the first that is there.
+    """
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(f"{path} exists and is left as it is; give another destination, or remove it")
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A temporary name beside it, which becomes `path` when all is written and leaves nothing when it is not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)  # what a killed conversion left
+    try:
+        yield partial
+        partial.rename(path)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,176 @@
+"""The batch of a training step: which images, and everything random about it, as a function of (step, seed)."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ddpm_hf.data.sources import ImageSource
+from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
+from ddpm_hf.images import from_uint8
+from ddpm_hf.randomness import random_stream
+
+# Samples whose randomness is drawn by one generator. Any share of a batch costs at most the two blocks at its ends more
+# than itself, and making a generator costs little beside drawing this many images.
+BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of ``b`` images on the device.
+
+    Args:
+        x_0: float32 ``(b, C, H, W)`` in [-1, 1].
+        t: int64 ``(b,)``, within 0..T-1.
+        noise: float32, standard normal, of the shape of ``x_0``.
+        labels: int64 ``(b,)`` or None.
+        weights: float32 ``(b,)``, what each image's loss counts, so that the mean is that of uniform timesteps.
+    """
+
+    x_0: Tensor
+    t: Tensor
+    noise: Tensor
+    labels: Tensor | None
+    weights: Tensor
+
+
+class Batches:
+    """The batch of every step, as a function of (step, seed): images, timesteps, noise and flips.
+
+    The global batch of a step does not depend on the number of processes or micro-batches it is cut into; each process
+    draws its own share alone.
+
+    Args:
+        data: The images.
+        batch_size: Of the global batch.
+        timesteps: How timesteps are drawn.
+        seed: All that is random here follows from it and the step (and from the losses where ``timesteps`` learns).
+        random_flip: Mirror each image left to right with probability 1/2.
+        with_labels: Give their labels too, for a network that takes them.
+        accelerator: Says which of how many processes this is, of how many micro-batches a step has, and the device.
+        label_dropout: Probability with which an image's label is replaced by ``no_class``.
+        no_class: The label that stands for "no class".
+
+    Attributes:
+        micro_batch_size: Images of one process in one pass.
+        seconds_waited: Time that :meth:`of_steps` has kept its reader waiting.
+
+    Raises:
+        ValueError: the global batch cannot be cut evenly.
+    """
+
+    def __init__(
+        self,
+        data: ImageSource,
+        batch_size: int,
+        timesteps: TimestepSampler,
+        seed: int,
+        random_flip: bool,
+        with_labels: bool,
+        accelerator: Accelerator,
+        label_dropout: float = 0.0,
+        no_class: int = 0,
+    ) -> None:
+        processes, self.num_micro_batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
+        pieces = processes * self.num_micro_batches
+        if batch_size % pieces:
+            below, above = batch_size // pieces * pieces, -(-batch_size // pieces) * pieces
+            raise ValueError(
+                f"training.batch_size is {batch_size}, which cannot be cut evenly into {processes} processes x "
+                f"{self.num_micro_batches} accumulation steps; use {f'{below} or ' if below else ''}{above}"
+            )
+        self.data = data
+        self.batch_size = batch_size
+        self.timesteps = timesteps
+        self.seed = seed
+        self.random_flip = random_flip
+        self.with_labels = with_labels
+        self.label_dropout = label_dropout
+        self.no_class = no_class
+        self.seconds_waited = 0.0
+        self.micro_batch_size = batch_size // pieces
+        self._accelerator = accelerator
+        self._process = accelerator.process_index
+        self._device = accelerator.device
+
+    def micro_batch(self, step: int, index: int) -> Batch:
+        """This process's part of micro-batch ``index`` of ``step``."""
+        start = (self._process * self.num_micro_batches + index) * self.micro_batch_size
+        stop = start + self.micro_batch_size
+        images, labels = self.data.batch(step, self.batch_size, start, stop, self.seed)
+        t, flip, noise = draw_randomness(self.seed, step, start, stop, self.data.shape, self.timesteps)
+
+        x_0 = from_uint8(images.to(self._device))
+        if self.random_flip:
+            x_0 = torch.where(flip.to(self._device)[:, None, None, None], x_0.flip(-1), x_0)
+        if not self.with_labels:
+            labels = None
+        if labels is not None:
+            dropped = dropped_labels(self.seed, step, start, stop, self.label_dropout)
+            labels = labels.masked_fill(dropped, self.no_class).to(self._device)
+        weights = self.timesteps.weights(t)
+        return Batch(x_0, t.to(self._device), noise.to(self._device), labels, weights.to(self._device))
+
+    def of_steps(self, first: int, stop: int) -> Iterator[tuple[int, list[Batch]]]:
+        """Steps ``first`` to ``stop - 1``, each with its micro-batches.
+
+        Beside an accelerator the next batch is made while one is used. On the CPU that would only take cores from the
+        network, and where timesteps follow from losses the next batch waits for those of this one.
+        """
+        is_made_ahead = self._device.type != "cpu" and not self.timesteps.learns
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            coming: Future[list[Batch]] | None = None
+            for step in range(first, stop):
+                start = time.perf_counter()
+                batches = coming.result() if coming else self._micro_batches(step)
+                self.seconds_waited += time.perf_counter() - start
+                if is_made_ahead and step + 1 < stop:
+                    coming = pool.submit(self._micro_batches, step + 1)
+                yield step, batches
+
+    def learn(self, t: Tensor, losses: Tensor) -> None:
+        """Let the choice of timesteps know of a step's losses. All processes must call it.
+
+        Args:
+            t: Timesteps of all this process's micro-batches of the step, in their order.
+            losses: Of the same images.
+        """
+        if self.timesteps.learns:
+            self.timesteps.update(*self._accelerator.gather((t, losses.detach())))
+
+    def _micro_batches(self, step: int) -> list[Batch]:
+        return [self.micro_batch(step, index) for index in range(self.num_micro_batches)]
+
+
+def draw_randomness(
+    seed: int, step: int, start: int, stop: int, shape: tuple[int, ...], timesteps: TimestepSampler
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Timesteps, flips and noise of samples ``start`` to ``stop - 1`` of the global batch of ``step``.
+
+    Returns:
+        int64 ``(n,)`` within 0..T-1, bool ``(n,)``, and standard normal float32 ``(n, *shape)``, n = stop - start.
+        Those of one sample depend on (seed, step, sample) and not on which others are drawn with it.
+    """
+    t, flip, noise = [], [], []
+    for block in range(start // BLOCK, -(-stop // BLOCK)):
+        stream = random_stream("training step", seed, step, block)
+        t.append(timesteps.draw(stream, np.arange(block * BLOCK, (block + 1) * BLOCK)))
+        flip.append(stream.random(BLOCK) < 0.5)
+        noise.append(stream.standard_normal((BLOCK, *shape), dtype=np.float32))
+    mine = slice(start % BLOCK, start % BLOCK + stop - start)
+    joined = [torch.from_numpy(np.concatenate(parts)[mine]) for parts in (t, flip, noise)]
+    return joined[0], joined[1], joined[2]
+
+
+def dropped_labels(seed: int, step: int, start: int, stop: int, probability: float) -> Tensor:
+    """Which of samples ``start`` to ``stop - 1`` of the global batch of ``step`` lose their label, bool ``(n,)``."""
+    if probability == 0:
+        return torch.zeros(stop - start, dtype=torch.bool)
+    blocks = range(start // BLOCK, -(-stop // BLOCK))
+    draws = np.concatenate([random_stream("label dropout", seed, step, block).random(BLOCK) for block in blocks])
+    return torch.from_numpy(draws[start % BLOCK : start % BLOCK + stop - start] < probability)

@@ -1,0 +1,187 @@
+"""From noise, or from seeds, to images: the reverse process run by any scheduler, on one process or many."""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from tqdm.auto import tqdm
+
+from ddpm_hf.images import to_uint8
+from ddpm_hf.randomness import generators_of
+
+logger = logging.getLogger(__name__)
+
+OnStep = Callable[[int, Tensor, Tensor, Tensor | None], Tensor]
+"""(index of the step, t, x_s, predicted x_0 or None) -> the x_s to go on with."""
+
+
+def image_shape(unet: Any) -> tuple[int, int, int]:
+    """(C, H, W) of what the network makes.
+
+    Raises:
+        ValueError: if the network's config does not say how large its images are.
+    """
+    size = unet.config.sample_size
+    if size is None:
+        raise ValueError(
+            "the UNet's config has sample_size=None; set it to the images' size, an int or (height, width)."
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return unet.config.in_channels, height, width
+
+
+def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
+    """The point at `share` of the great circle from start to end (Song et al., eq. 67), which keeps noise's length."""
+    cosine = (start * end).sum() / (start.norm() * end.norm())
+    angle = cosine.clamp(-1, 1).acos()
+    if angle < 1e-4:  # as good as parallel
+        return torch.lerp(start, end, share.to(start))
+    on_circle: Tensor = (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()
+    return on_circle
+
+
+@torch.no_grad()
+def denoise(
+    unet: Any,
+    scheduler: Any,
+    x_t: Tensor,
+    *,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    class_labels: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    on_step: OnStep | None = None,
+    progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
+    **step_options: Any,
+) -> Tensor:
+    """Run the reverse process over the scheduler's present grid.
+
+    Args:
+        unet: called as unet(x_t, t, class_labels).
+        scheduler: any diffusers scheduler whose `set_timesteps` has been called.
+        x_t: (B, C, H, W), noise of unit variance, on the network's device.
+        generator: for the noise of later steps; one, or one per image.
+        class_labels: int64 (B,) on the network's device.
+        guidance_scale: w of unconditional + w (conditional - unconditional); 1 is no guidance.
+        on_step: sees, and may change, each step's result.
+        progress: wraps the times, for a progress bar.
+        step_options: for `scheduler.step`, such as eta; one that it does not take must be None or 0. With guidance
+            `use_clipped_model_output` is True unless given.
+
+    Returns:
+        (B, C, H, W) of about [-1, 1].
+
+    Raises:
+        ValueError: for a step option that this scheduler lacks, guidance without class labels, or images with
+            numbers that are not finite.
+    """
+    options = options_for(scheduler, {"generator": generator, **step_options})
+    unconditional = None
+    if guidance_scale != 1.0 and unet.config.num_class_embeds is None:
+        logger.warning("guidance_scale=%s does nothing: this UNet knows no classes.", guidance_scale)
+    elif guidance_scale != 1.0:
+        if class_labels is None:
+            raise ValueError("guidance_scale needs class_labels, the classes to guide to.")
+        # Guidance drives the predicted x_0 out of its range. Once that is clipped, the noise must be the one that makes
+        # x_t of it: with the other, guided digits at eta = 0 turn into other digits.
+        if "use_clipped_model_output" in inspect.signature(scheduler.step).parameters:
+            options.setdefault("use_clipped_model_output", True)
+        # The last class stands for "no class" (Ho & Salimans 2022).
+        unconditional = torch.full_like(class_labels, unet.config.num_class_embeds - 1)
+    x_t = x_t * scheduler.init_noise_sigma
+    for i, t in enumerate(progress(scheduler.timesteps)):
+        model_input = scheduler.scale_model_input(x_t, t)
+        if unconditional is None or class_labels is None:
+            model_output = unet(model_input, t, class_labels).sample
+        else:
+            labels = torch.cat([unconditional, class_labels])
+            without, given = unet(torch.cat([model_input, model_input]), t, labels).sample.chunk(2)
+            model_output = without + guidance_scale * (given - without)
+            # The asked class's own variance, where one is learned: beyond it lies nothing that it could mean.
+            model_output[:, x_t.shape[1] :] = given[:, x_t.shape[1] :]
+        result = scheduler.step(model_output, t, x_t, **options)
+        x_t = result.prev_sample
+        if on_step is not None:
+            x_t = on_step(i, t, x_t, getattr(result, "pred_original_sample", None))
+    spoilt = len(x_t) - int(x_t.flatten(1).isfinite().all(dim=1).sum())
+    if spoilt:
+        raise ValueError(
+            f"{spoilt} of {len(x_t)} images hold numbers that are not finite; the weights are not, or {x_t.dtype} is "
+            "too narrow for this network: look at the checkpoint, or use float32"
+        )
+    return x_t
+
+
+def options_for(scheduler: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Those that `scheduler.step` takes; one that it lacks may only say what it would do anyway."""
+    known = inspect.signature(scheduler.step).parameters
+    for name, value in options.items():
+        if name not in known and name != "generator" and value:
+            raise ValueError(
+                f"{type(scheduler).__name__} has no {name}, and {name}={value!r} was given; use DDIMScheduler."
+            )
+    return {name: value for name, value in options.items() if name in known and value is not None}
+
+
+def sample_images(
+    unet: Any,
+    scheduler: Any,
+    num_images: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 128,
+    class_labels: Tensor | None = None,
+    accelerator: Accelerator | None = None,
+    show_progress: bool = False,
+    **options: Any,
+) -> Tensor:
+    """Images 0 .. num_images-1, where image i is made from seed + i alone, shared out over all processes.
+
+    Batches are cut from the whole, so any number of processes computes the same ones, to the same bits.
+
+    Args:
+        unet: the network, on its device; evaluated without dropout.
+        scheduler: with its grid set.
+        num_images: N, the same on every process.
+        seed: of image 0.
+        batch_size: images computed at once.
+        class_labels: int64 (N,).
+        accelerator: its processes share the work; None for this process alone.
+        show_progress: a bar with images, rate and ETA.
+        options: as in `denoise`.
+
+    Returns:
+        uint8 (N, C, H, W) on the CPU, the same on every process.
+    """
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = next(unet.parameters()).device
+    images = torch.zeros(num_images, *image_shape(unet), dtype=torch.uint8, device=device)
+    sharded = [module for module in unet.modules() if isinstance(module, FSDPModule)]
+    was_training = unet.training
+    unet.eval()
+    starts = range(0, num_images, processes * batch_size)
+    for first in tqdm(starts, desc="sampling", unit="batch", disable=not show_progress, leave=False):
+        start = first + rank * batch_size
+        is_left_over = start >= num_images
+        if is_left_over and not sharded:
+            break
+        if is_left_over:
+            start = 0  # for nothing, but the others' shares of the network are used by all processes at each step
+        stop = min(start + batch_size, num_images)
+        generators = generators_of(range(seed + start, seed + stop))
+        noise = randn_tensor((stop - start, *image_shape(unet)), generator=generators, device=device, dtype=unet.dtype)
+        labels = None if class_labels is None else class_labels[start:stop].to(device)
+        drawn = to_uint8(denoise(unet, scheduler, noise, generator=generators, class_labels=labels, **options))
+        if not is_left_over:
+            images[start:stop] = drawn
+    unet.train(was_training)
+    for module in sharded:
+        module.reshard()  # or it would go on with these whole weights when the sharded ones have changed
+    if accelerator is not None and processes > 1:
+        images = accelerator.reduce(images, reduction="sum")  # every image is zero on all processes but one
+    return images.cpu()

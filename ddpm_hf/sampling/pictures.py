@@ -1,0 +1,137 @@
+"""Pictures of how images come about: their way out of the noise, and the way from one to another."""
+
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from ddpm_hf.images import image_grid, to_uint8
+from ddpm_hf.randomness import generators_of
+from ddpm_hf.sampling.denoising import denoise, image_shape, slerp
+
+PIXELS = 32
+"""Small images are enlarged to about this side."""
+
+
+def denoising_path(
+    unet: Any, scheduler: Any, seeds: Sequence[int], class_labels: Tensor | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Every x_t of some images, and the x_0 that the network predicts from it.
+
+    Args:
+        unet: the network.
+        scheduler: with its grid of S times set.
+        seeds: of the B images; each is what its seed gives in any batch.
+        class_labels: int64 (B,).
+        options: as in `sampling.denoise`.
+
+    Returns:
+        Two of uint8 (S + 1, B, C, H, W): the last of both is the finished image.
+
+    Raises:
+        ValueError: if the scheduler does not say what x_0 it predicts.
+    """
+    generators = generators_of(seeds)
+    noise = _noise(unet, generators)
+    samples, predictions = [noise], []
+
+    def remember(i: int, t: Tensor, x_s: Tensor, x_0: Tensor | None) -> Tensor:
+        if x_0 is None:
+            raise ValueError(f"{type(scheduler).__name__} does not say what image it predicts; use ddim or ddpm.")
+        samples.append(x_s)
+        predictions.append(x_0)
+        return x_s
+
+    denoise(unet, scheduler, noise, generator=generators, class_labels=class_labels, on_step=remember, **options)
+    both = [torch.stack([to_uint8(x).cpu() for x in path]) for path in (samples, [*predictions, samples[-1]])]
+    return both[0], both[1]
+
+
+def denoising_strip(samples: Tensor, predictions: Tensor, columns: int = 11) -> Image.Image:
+    """Of each image two rows, x_t above the predicted x_0, at times evenly chosen from first to last.
+
+    Args:
+        samples: uint8 (S + 1, B, C, H, W), of `denoising_path`.
+        predictions: of the same shape.
+        columns: at most so many times.
+    """
+    times = torch.linspace(0, len(samples) - 1, min(columns, len(samples))).round().long()
+    rows = torch.stack([samples[times], predictions[times]]).permute(2, 0, 1, 3, 4, 5)  # image, kind, time
+    return image_grid(rows.flatten(0, 2), len(times), scale_of(samples))
+
+
+def denoising_frames(samples: Tensor, predictions: Tensor) -> list[Image.Image]:
+    """A picture for each time: the images' x_t side by side above the x_0 predicted of them. Arguments as above."""
+    return [
+        image_grid(torch.cat([x_t, x_0]), len(x_t), scale_of(samples))
+        for x_t, x_0 in zip(samples, predictions, strict=True)
+    ]
+
+
+def interpolation(
+    unet: Any,
+    scheduler: Any,
+    seeds: Sequence[int],
+    class_labels: Tensor | None = None,
+    columns: int = 11,
+    **options: Any,
+) -> Image.Image:
+    """From the image of each seed to that of the next, a row each (Song et al. 2021, figure 6).
+
+    The noise goes along the great circle between the two seeds' (eq. 67), and a sampler without noise of its own takes
+    it to images, so that neighbours look alike.
+
+    Args:
+        unet: the network.
+        scheduler: a deterministic one, with its grid of times set.
+        seeds: two or more.
+        class_labels: int64, one for each seed; a row has that of its first.
+        columns: images in a row, both ends included.
+        options: as in `sampling.denoise`.
+    """
+    noise = _noise(unet, generators_of(seeds))
+    shares = torch.linspace(0, 1, columns)
+    rows = [torch.stack([slerp(start, end, share) for share in shares]) for start, end in pairwise(noise)]
+    labels = [None] * len(rows) if class_labels is None else [label.expand(columns) for label in class_labels[:-1]]
+    images = [
+        to_uint8(denoise(unet, scheduler, row, class_labels=label, **options))
+        for row, label in zip(rows, labels, strict=True)
+    ]
+    return image_grid(torch.cat(images), columns, scale_of(noise))
+
+
+def scale_of(images: Tensor) -> int:
+    """The whole factor by which small images (..., H, W) are enlarged."""
+    return max(1, PIXELS // images.shape[-1])
+
+
+def save_gif(
+    frames: Sequence[Image.Image], path: Path, milliseconds: int = 60, milliseconds_at_end: int = 2000
+) -> None:
+    """Write an endless animation, under a temporary name that is then renamed.
+
+    Args:
+        frames: of one size.
+        path: of the GIF.
+        milliseconds: that a frame is shown.
+        milliseconds_at_end: that the last one is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    durations = [milliseconds] * (len(frames) - 1) + [milliseconds_at_end]
+    frames[0].save(
+        temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False
+    )
+    temporary.replace(path)
+
+
+def _noise(unet: Any, generators: list[torch.Generator]) -> Tensor:
+    shape = (len(generators), *image_shape(unet))
+    noise: Tensor = randn_tensor(shape, generator=generators, device=unet.device, dtype=unet.dtype)
+    return noise

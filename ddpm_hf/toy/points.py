@@ -1,0 +1,240 @@
+"""Diffusion on points of the plane: the same process, losses and schedulers as for images, in about a minute.
+
+    python -m ddpm_hf.toy.points --data swissroll
+
+Everything that makes a diffusion model is on this page, from top to bottom: data, network, training, sampling, and a
+number that says how good the result is. It leaves in runs/toy/NAME/
+
+    strip.png       noise becoming data (above) beside data becoming noise (below), at the same times
+    process.gif     the same, moving
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ddpm_hf.command_line import fail, parse_settings
+from ddpm_hf.diffusion.losses import training_loss
+from ddpm_hf.diffusion.noise_schedules import NOISE_SCHEDULES
+from ddpm_hf.diffusion.process import PREDICTION_TYPES, GaussianDiffusion
+from ddpm_hf.schedulers.ddim import DDIMScheduler
+from ddpm_hf.schedulers.ddpm import DDPMScheduler
+from ddpm_hf.toy.pictures import draw_animation, draw_strip
+
+SCHEDULERS: Final = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """Settings of the toy.
+
+    Args:
+        data: gaussian8 (a ring of 8 spots), gaussian25 (a grid of them), swissroll or two_moons.
+        output: Folder for the pictures; null is runs/toy/ and the data's name.
+        seed: Everything random follows from it.
+        steps: Of training.
+        batch_size: Points per step.
+        learning_rate: At the first step; it falls to zero along a half cosine.
+        prediction_type: What the network learns: epsilon, sample, v_prediction or posterior_mean.
+        beta_schedule: The noise schedule, such as linear or squaredcos_cap_v2.
+        num_train_timesteps: T.
+        scheduler: Who takes the steps back, ddim or ddpm.
+        num_inference_steps: How many.
+        num_points: Points that are drawn, and compared with as many of the data.
+        threads: CPU threads.
+        quiet: No progress bar.
+    """
+
+    data: str = "gaussian8"
+    output: Path | None = None
+    seed: int = 0
+    steps: int = 6000
+    batch_size: int = 512
+    learning_rate: float = 3e-3
+    prediction_type: str = "epsilon"
+    beta_schedule: str = "linear"
+    num_train_timesteps: int = 1000
+    scheduler: str = "ddim"
+    num_inference_steps: int = 100
+    num_points: int = 5000
+    threads: int = 1
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        known = {
+            "data": tuple(DATA),
+            "prediction_type": PREDICTION_TYPES,
+            "beta_schedule": NOISE_SCHEDULES,
+            "scheduler": tuple(SCHEDULERS),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r} and must be one of {', '.join(values)}")
+        for name in ("steps", "batch_size", "num_train_timesteps", "num_inference_steps", "num_points", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
+
+
+# Data: (number, generator) -> float32 (number, 2), of about unit variance, so that the noise has the data's size.
+
+
+def gaussian8(number: int, generator: torch.Generator) -> Tensor:
+    angle = torch.randint(8, (number,), generator=generator) * (math.pi / 4)
+    spots = 2**0.5 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return spots + 0.05 * torch.randn(number, 2, generator=generator)
+
+
+def gaussian25(number: int, generator: torch.Generator) -> Tensor:
+    spots = torch.randint(-2, 3, (number, 2), generator=generator) / 2**0.5
+    return spots + 0.05 * torch.randn(number, 2, generator=generator)
+
+
+def swissroll(number: int, generator: torch.Generator) -> Tensor:
+    angle = 1.5 * math.pi * (1 + 2 * torch.rand(number, generator=generator))
+    roll = angle[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return (roll + 0.25 * torch.randn(number, 2, generator=generator)) / 7
+
+
+def two_moons(number: int, generator: torch.Generator) -> Tensor:
+    angle = math.pi * torch.rand(number, generator=generator)
+    upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
+    sign = 2 * torch.randint(2, (number, 1), generator=generator) - 1
+    return 1.4 * (sign * upper + 0.05 * torch.randn(number, 2, generator=generator))
+
+
+DATA: Final[dict[str, Callable[[int, torch.Generator], Tensor]]] = {
+    "gaussian8": gaussian8,
+    "gaussian25": gaussian25,
+    "swissroll": swissroll,
+    "two_moons": two_moons,
+}
+
+
+class PointNetwork(nn.Module):
+    """Five layers that see a point x_t, (B, 2), and its time t, (B,), and say (B, 2): the UNet's place.
+
+    Both come as sines and cosines too, as the time does in the UNet: without them a network of this size cannot tell
+    neighbouring spots apart. The time is added before every layer.
+    """
+
+    frequencies: Tensor
+    time_frequencies: Tensor
+
+    def __init__(self, num_train_timesteps: int, width: int = 128) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", math.pi * torch.tensor([0.5, 1.0, 2.0]))
+        self.register_buffer("time_frequencies", 2 * math.pi * torch.logspace(-2, 1, 16) / num_train_timesteps)
+        self.time = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
+        self.first = nn.Linear(2 + 12, width)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.last = nn.Linear(width, 2)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        time = self.time(waves(t[:, None], self.time_frequencies))
+        h = self.first(torch.cat([x_t, waves(x_t, self.frequencies)], dim=1))
+        for layer in self.hidden:
+            h = h + layer(F.silu(h + time))
+        output: Tensor = self.last(F.silu(h))
+        return output
+
+
+def waves(x: Tensor, frequencies: Tensor) -> Tensor:
+    """(B, C) to (B, 2 C frequencies)."""
+    angles = (x[:, :, None] * frequencies).flatten(1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def train(config: ToyConfig, diffusion: GaussianDiffusion) -> PointNetwork:
+    """Algorithm 1 of Ho et al. 2020."""
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    network = PointNetwork(config.num_train_timesteps)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    for _ in tqdm(range(config.steps), desc="training", disable=config.quiet or not sys.stderr.isatty()):
+        x_0 = DATA[config.data](config.batch_size, generator)
+        t = torch.randint(config.num_train_timesteps, (config.batch_size,), generator=generator)
+        noise = torch.randn(x_0.shape, generator=generator)
+        x_t = diffusion.q_sample(x_0, t, noise)
+        loss = training_loss(diffusion, network(x_t, t), x_0, noise, t, config.prediction_type).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return network
+
+
+@torch.no_grad()
+def sample(
+    config: ToyConfig, network: PointNetwork, scheduler: DDPMScheduler | DDIMScheduler
+) -> tuple[list[int], list[Tensor]]:
+    """Algorithm 2 of Ho et al. 2020, or DDIM: the times of the way back, down to -1, and the points at each."""
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    scheduler.set_timesteps(config.num_inference_steps)
+    times: list[int] = [*scheduler.timesteps.tolist(), -1]
+    points = [torch.randn(config.num_points, 2, generator=generator)]
+    for t in times[:-1]:
+        model_output = network(points[-1], torch.full((config.num_points,), t))
+        points.append(scheduler.step(model_output, t, points[-1], generator=generator, return_dict=False)[0])
+    return times, points
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'| over all pairs of points (Szekely & Rizzo 2013): 0 for equal sets only."""
+    return float(2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean())
+
+
+def floor_of_energy_distance(x: Tensor) -> float:
+    """What two independent sets of the same source and of x's size are apart on average: 2 E|x - x'| / N.
+
+    Of the N^2 pairs within a set N are of a point with itself and count nothing, so each E|x - x'| is too small by 1/N.
+    """
+    return float(2 * torch.cdist(x, x).mean() / (len(x) - 1))
+
+
+def run(config: ToyConfig) -> tuple[float, float]:
+    """Train, sample and draw; (energy distance to held-out data, that of two sets of data on average)."""
+    torch.set_num_threads(config.threads)
+    scheduler = SCHEDULERS[config.scheduler](
+        num_train_timesteps=config.num_train_timesteps,
+        beta_schedule=config.beta_schedule,
+        prediction_type=config.prediction_type,
+        clip_sample=False,  # images lie in [-1, 1]; these points do not
+    )
+    network = train(config, scheduler.diffusion)
+    times, points = sample(config, network, scheduler)
+
+    generator = torch.Generator().manual_seed(config.seed + 2)
+    held_out = [DATA[config.data](config.num_points, generator) for _ in range(4)]
+    distance = mean(energy_distance(points[-1], data) for data in held_out)
+    floor = mean(map(floor_of_energy_distance, held_out))
+
+    noise = torch.randn(config.num_points, 2, generator=generator)
+    forward = [scheduler.diffusion.q_sample(held_out[0], t, noise) for t in times]
+    folder = config.output or Path("runs", "toy", config.data)
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_strip(folder / "strip.png", times, points, forward)
+    draw_animation(folder / "process.gif", times, points, forward)
+    return distance, floor
+
+
+def main() -> None:
+    """The command."""
+    config = parse_settings(ToyConfig, sys.argv[1:], "Diffusion on points of the plane, to be looked at.")
+    try:
+        distance, floor = run(config)
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    print(
+        f"{config.data}: energy distance {distance:.5f} to held-out data, {distance / floor:.2f} times that between "
+        f"two sets of data on average ({floor:.5f}); pictures in {config.output or Path('runs', 'toy', config.data)}"
+    )

@@ -1,0 +1,69 @@
+"""A run in small: what it is, and what it says of the full one."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from ddpm_hf.training.log import read_log
+from ddpm_hf.training.settings import Config
+
+STEPS = 3
+"""The first is slower than all others, the rest are timed."""
+IMAGES = 8
+
+
+def shortened(config: Config, folder: Path) -> Config:
+    """A few steps, a save, and a tiny sample and score of it, in another folder."""
+    return replace(
+        config,
+        output_dir=folder,
+        resume="never",
+        quiet=True,
+        push_to_hub=False,
+        hub_model_id=None,
+        training=replace(
+            config.training, steps=STEPS, log_every=1, checkpoint_every=None, sample_every=None, trackers=[]
+        ),
+        evaluation=replace(config.evaluation, num_images=IMAGES, grid_images=IMAGES, every=None),
+    )
+
+
+def cost_of(config: Config, folder: Path, seconds: dict[str, float], processes: int) -> str:
+    """What the full run costs, from the figures of the short one.
+
+    Args:
+        config: Of the full run.
+        folder: Of the short run.
+        seconds: That the short run spent, by kind.
+        processes: Of both.
+    """
+    training, evaluation = config.training, config.evaluation
+    lines = read_log(folder / "metrics.jsonl")
+    step = sum(training.batch_size / line["images_per_second"] for line in lines[1:]) / len(lines[1:])
+    size = sum(path.stat().st_size for path in (folder / "checkpoints" / f"step-{STEPS}").rglob("*") if path.is_file())
+    saves = math.ceil(training.steps / (training.checkpoint_every or training.steps))
+    grids = training.steps // training.sample_every if training.sample_every else 0
+    rounds = 1 + (training.steps // evaluation.every if evaluation.every else 0)
+    images = grids * evaluation.grid_images + rounds * evaluation.num_images
+    image = seconds["sampling"] / IMAGES
+    total = training.steps * step + saves * seconds["saving"] + images * image + rounds * seconds["scoring"]
+    kept = min(saves, training.checkpoints_total_limit)
+    return "\n".join(
+        [
+            f"Dry run: {STEPS} steps, one save, {IMAGES} images; nothing of it is left. The full run would take about",
+            f"  training   {_time(training.steps * step):>12}   {training.steps} steps of {step:.3g} s",
+            f"  saving     {_time(saves * seconds['saving']):>12}   {saves} checkpoint(s) of {size / 2**20:.0f} MiB; "
+            f"{kept} kept, {kept * size / 2**20:.0f} MiB",
+            f"  sampling   {_time(images * image):>12}   {images} images of {image:.3g} s, or less: larger batches are "
+            "faster",
+            f"  scoring    {_time(rounds * seconds['scoring']):>12}",
+            f"  in all     {_time(total):>12}   on {processes} process(es): {total * processes / 3600:.3g} hours of "
+            f"one, {max(line['memory_gib'] for line in lines):.2f} GiB of memory each",
+        ]
+    )
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,175 @@
+"""Images of the network as it is, and how good they are: during training and at its end."""
+
+import math
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL.Image import Image
+from torch import Tensor
+
+from ddpm_hf.data.sources import ImageData, ImageSource, load_cached_images
+from ddpm_hf.images import image_grid
+from ddpm_hf.metrics.extractors import load_extractor
+from ddpm_hf.metrics.reference import FeatureExtraction
+from ddpm_hf.metrics.scores import fewest_images, scores_of
+from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.sampling.denoising import sample_images
+from ddpm_hf.schedulers.ddim import DDIMScheduler
+from ddpm_hf.training.settings import Config
+
+Scores = dict[str, dict[str, float]]
+"""Score -> "samples" and, with held-out images, "held_out" (what a perfect model would get) and "ratio"."""
+
+
+class Evaluation:
+    """Draws images from fixed seeds and, where the settings name a feature network, scores them.
+
+    The features of the training images are computed here, once, or come from the file of an earlier run.
+
+    Args:
+        config: The run's settings.
+        data: Its training images.
+        sampler: With its grid of timesteps.
+        accelerator: Its processes share the work.
+        show_progress: A bar while images are drawn.
+
+    Raises:
+        ValueError: the settings ask for scores that cannot be had.
+    """
+
+    def __init__(
+        self, config: Config, data: ImageSource, sampler: DDIMScheduler, accelerator: Accelerator, show_progress: bool
+    ) -> None:
+        self._settings = settings = config.evaluation
+        self._sampler = sampler
+        self._accelerator = accelerator
+        self._show_progress = show_progress
+        self._num_classes = data.num_classes if config.model["num_class_embeds"] is not None else None
+        self.first_seed = config.seed * settings.num_images  # so runs of different seeds share no image
+        # The digits network knows the digits' classes, so it can say whether an image is of the class that was asked.
+        self._has_accuracy = self._num_classes is not None and config.data.name == settings.extractor == "digits"
+        self._held_out: Tensor | None = None
+        self._held_out_labels: Tensor | None = None
+        if settings.extractor is None:
+            return
+        if not isinstance(data, ImageData):
+            raise ValueError(
+                "evaluation.extractor needs all the training images at hand, and data.streaming keeps none; make it "
+                "null, and score with ddpm-hf-evaluate afterwards"
+            )
+        if settings.held_out_split is not None and config.data.name.endswith(".parquet"):
+            raise ValueError(
+                f"data.name {config.data.name} is one file, all of which is trained on, so it has no "
+                f"evaluation.held_out_split {settings.held_out_split!r}; make that null"
+            )
+        fewest = fewest_images(settings.metrics)
+        if settings.num_images < fewest:
+            raise ValueError(
+                f"evaluation.num_images is {settings.num_images}, and evaluation.metrics {', '.join(settings.metrics)} "
+                f"need at least {fewest}"
+            )
+        self._extractor = load_extractor(settings.extractor, settings.extractor_weights).to(accelerator.device)
+        self._features = FeatureExtraction(
+            self._extractor, accelerator, settings.batch_size, show_progress=show_progress
+        )
+        self._num_real = len(data)
+        self._real = self._features.kept(data.images, data.fingerprint)
+        if "is" in settings.metrics:
+            self._extractor.class_scores(self._real[:1])  # refuses a network without classes now, not at the end
+        if settings.held_out_split is not None:
+            held_out = load_cached_images(replace(config.data, split=settings.held_out_split))
+            if len(held_out) < settings.num_images:
+                raise ValueError(
+                    f"evaluation.num_images is {settings.num_images} and must be at most {len(held_out)}, the number "
+                    f"of images of evaluation.held_out_split {settings.held_out_split!r}; lower it, or make that null"
+                )
+            self._held_out = self._features.kept(held_out.images, held_out.fingerprint)[: settings.num_images]
+            self._held_out_labels = None if held_out.labels is None else held_out.labels[: settings.num_images]
+
+    def draw(self, unet: UNet2DModel, num_images: int) -> Tensor:
+        """Images 0 .. num_images-1 of the run, uint8 ``(N, C, H, W)``; of classes 0, 1, 2, ... in turn."""
+        return sample_images(
+            unet,
+            self._sampler,
+            num_images,
+            seed=self.first_seed,
+            batch_size=self._settings.batch_size,
+            class_labels=self._labels_of(num_images),
+            accelerator=self._accelerator,
+            show_progress=self._show_progress,
+            eta=self._settings.eta,
+            guidance_scale=self._settings.guidance_scale,
+        )
+
+    def _labels_of(self, num_images: int) -> Tensor | None:
+        """The classes in turn; the network's own class for "no class" is not among them."""
+        return None if self._num_classes is None else torch.arange(num_images) % self._num_classes
+
+    def grid(self, images: Tensor) -> Image:
+        """The first of ``images`` side by side, small ones enlarged."""
+        shown = images[: self._settings.grid_images]
+        columns = math.ceil(math.sqrt(len(shown)))
+        if self._num_classes is not None and self._num_classes <= 16:
+            columns = self._num_classes  # a column for each class
+        return image_grid(shown, columns, scale=max(1, 32 // images.shape[-1]))
+
+    def score(self, images: Tensor) -> Scores:
+        """The scores of ``images``, uint8 ``(N, C, H, W)``; nothing where no feature network was asked for."""
+        if self._settings.extractor is None:
+            return {}
+        scores = self._scores_of("samples", self._features.of(images), self._labels_of(len(images)))
+        for name, entry in self._held_out_scores.items():
+            scores[name] |= entry
+            if entry["held_out"] > 0:  # the kernel distance of equal distributions lies about zero
+                scores[name]["ratio"] = scores[name]["samples"] / entry["held_out"]
+        return scores
+
+    @cached_property
+    def _held_out_scores(self) -> Scores:
+        return {} if self._held_out is None else self._scores_of("held_out", self._held_out, self._held_out_labels)
+
+    def _scores_of(self, what: str, features: Tensor, labels: Tensor | None) -> Scores:
+        found = scores_of(self._settings.metrics, features, self._real, logits=self._extractor.class_scores)
+        scores = {name: {what: score.value} for name, score in found.items()}
+        if self._has_accuracy and labels is not None:
+            said = self._extractor.class_scores(features).argmax(dim=1)
+            scores["accuracy"] = {what: float((said == labels.to(said.device)).float().mean())}
+        return scores
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the images and scores are of, besides the run's settings."""
+        of_images = {} if self._num_classes is None else {"class_labels": f"0-{self._num_classes - 1}"}
+        if self._settings.extractor is None:
+            return of_images
+        return {
+            **of_images,
+            "extractor": self._extractor.name,
+            "extractor_sha256": self._extractor.sha256,
+            "reference_images": self._num_real,
+        }
+
+    def table(self, scores: Scores) -> str:
+        """The scores for a person to read."""
+        if not scores:
+            return "No scores: evaluation.extractor is null."
+        columns = ["samples", *([] if self._held_out is None else ["held_out", "ratio"])]
+        lines = ["".join([f"{'':<12}", *(f"{column.replace('_', ' '):>12}" for column in columns)])]
+        for name, entry in scores.items():
+            lines.append(
+                "".join(
+                    [
+                        f"{name:<12}",
+                        *(f"{entry[column]:>12.4f}" if column in entry else f"{'-':>12}" for column in columns),
+                    ]
+                )
+            )
+        beside = "" if self._held_out is None else ", and as many real images held out from training,"
+        lines.append(
+            f"({self._settings.num_images} samples{beside} against the {self._num_real} training images, in the "
+            f"features of {self._extractor.name})"
+        )
+        return "\n".join(lines)

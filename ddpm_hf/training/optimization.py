@@ -1,0 +1,114 @@
+"""The parts of a training step besides its batch: what goes together, the optimizer, the learning rate."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddpm_hf.data.sources import ImageSource
+from ddpm_hf.diffusion.losses import training_loss
+from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.schedulers.ddpm import DDPMScheduler
+from ddpm_hf.training.settings import TrainingConfig
+
+
+def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, training: TrainingConfig) -> None:
+    """See that images, network and objective go together, before anything is trained or written.
+
+    Raises:
+        ValueError: with the setting to change.
+    """
+    channels, height, width = data.shape
+    config, variance_type = unet.config, scheduler.config.variance_type
+    out_channels = 2 * channels if variance_type.startswith("learned") else channels
+    if (config.in_channels, config.out_channels) != (channels, out_channels):
+        twice = f", twice as many out for diffusion.variance_type {variance_type}" if out_channels > channels else ""
+        raise ValueError(
+            f"the images of {data.name!r} have {channels} channels and the network {config.in_channels} in and "
+            f"{config.out_channels} out; give --model.in_channels {channels} --model.out_channels {out_channels}{twice}"
+        )
+    size = config.sample_size
+    if (size if isinstance(size, tuple | list) else (size, size)) not in ((height, width), [height, width]):
+        wanted = str(height) if height == width else f"[{height},{width}]"
+        raise ValueError(
+            f"the images of {data.name!r} are {height} x {width} and model.sample_size is {size}; "
+            f"give --model.sample_size {wanted}"
+        )
+    if config.num_class_embeds is not None:
+        if data.num_classes is None:
+            raise ValueError(f"model.num_class_embeds is set, but {data.name!r} has no labels; set it to null")
+        if data.num_classes > config.num_class_embeds:
+            raise ValueError(
+                f"{data.name!r} has labels up to {data.num_classes - 1} and model.num_class_embeds is "
+                f"{config.num_class_embeds}; make it {data.num_classes} or more"
+            )
+    if training.label_dropout > 0:
+        needed = (data.num_classes or 0) + 1
+        if config.num_class_embeds is None or config.num_class_embeds < needed:
+            raise ValueError(
+                f"training.label_dropout is {training.label_dropout} and needs model.num_class_embeds of {needed} or "
+                f'more, the last for "no class"; it is {config.num_class_embeds}'
+            )
+    diffusion = scheduler.diffusion
+    if scheduler.config.prediction_type == "epsilon" and diffusion.alpha_bar(len(scheduler) - 1) == 0:
+        raise ValueError(
+            "diffusion.prediction_type is 'epsilon', which says nothing about the image at the last timestep, where "
+            "this noise schedule leaves nothing of it; use v_prediction or sample"
+        )
+    # The objective and the network each know best what they cannot do, so both are asked; on meta that costs nothing.
+    image, output = torch.zeros(1, channels, height, width), torch.zeros(1, out_channels, height, width)
+    training_loss(diffusion, output, image, image, torch.tensor([0]), **objective_of(scheduler, training))
+    with torch.device("meta"):
+        label = None if config.num_class_embeds is None else torch.zeros(1, dtype=torch.int64)
+        UNet2DModel.from_config(config)(torch.zeros(1, channels, height, width), torch.zeros(1), label)
+
+
+def objective_of(scheduler: DDPMScheduler, training: TrainingConfig) -> dict[str, Any]:
+    """The settings of :func:`~ddpm_hf.diffusion.losses.training_loss`."""
+    return {
+        "prediction_type": scheduler.config.prediction_type,
+        "variance_type": scheduler.config.variance_type,
+        "loss": training.loss,
+        "vlb_weight": training.vlb_weight,
+        "weighting": training.loss_weighting,
+        "min_snr_gamma": training.min_snr_gamma,
+        "p2_gamma": training.p2_gamma,
+    }
+
+
+def prepare_network(unet: UNet2DModel, training: TrainingConfig) -> None:
+    """Set up, in place, what makes a step faster or smaller and means the same."""
+    if training.tf32:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    else:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False  # its own default is True
+    if training.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if training.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if training.compile:
+        unet.compile()
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW, in one kernel for all parameters where the device has one."""
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "weight_decay": config.weight_decay,
+    }
+    return kind(parameters, fused=True, **options)
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """The learning rate of ``step`` = 0, 1, ...: a linear warm-up, then the schedule, near 0 at the last step."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    factor = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress}
+    return config.learning_rate * factor[config.lr_schedule]

@@ -1,0 +1,239 @@
+"""What of a run goes to the Hub, beside the training that it never stops, and how a checkpoint comes back from there.
+
+The branch main holds the pipeline, its card, the grid of samples, the metrics, the manifests and the settings. The
+branch "checkpoints" holds nothing but the newest checkpoint, optimizer state included, as step-N/, and metrics.jsonl.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import httpx2
+import yaml
+from huggingface_hub import model_info, snapshot_download
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from ddpm_hf.hub.cards import Subject, model_card, read_json
+from ddpm_hf.hub.public_files import Files, public, public_files
+from ddpm_hf.hub.push import Push, command_to_finish
+from ddpm_hf.hub.repository import PushError, Repository, explain
+from ddpm_hf.training.checkpoints import step_of, what_is_broken
+
+CHECKPOINTS = "checkpoints"
+"""The branch that checkpoints are pushed to."""
+PIPELINE = ("model_index.json", "unet/*", "scheduler/*")
+OF_THE_RUN = ("config.yaml", "environment.json", "metrics.jsonl")
+BESIDE_A_FINISHED_PIPELINE = ("metrics.json", "manifest.json", "samples/grid.png")
+
+Strategy = Literal["end", "every_save", "checkpoints"]
+
+
+def model_push(run: Path, repository: str, license: str, checkpoint: Path | None = None) -> Push:
+    """The model of a run or pipeline folder, for the branch main.
+
+    Args:
+        run: The folder.
+        repository: OWNER/NAME.
+        license: Of the model.
+        checkpoint: Whose pipeline it is in place of that of the run's end.
+
+    Raises:
+        ValueError: the folder holds no pipeline and no complete checkpoint.
+    """
+    if checkpoint is None and not (run / "model_index.json").exists():
+        checkpoint = newest_complete(run / "checkpoints")
+        if checkpoint is None:
+            raise ValueError(f"{run} holds neither model_index.json nor a complete checkpoint, so there is no model")
+    source = checkpoint or run
+    files = public_files(source, *PIPELINE) | public_files(run, *OF_THE_RUN)
+    results = {}
+    if checkpoint is None:
+        files |= public_files(run, *BESIDE_A_FINISHED_PIPELINE)
+        results = read_json(run / "metrics.json")
+    elif grids := sorted((run / "samples").glob("step-*.png")):
+        files["samples/grid.png"] = grids[-1]
+    config = yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").exists() else {}
+    data = config.get("data", {})
+    if data and Path(data["name"]).exists():
+        data["name"] = Path(data["name"]).name  # or a folder such as my/pictures would pass for an id
+    subject = Subject(
+        repository,
+        license,
+        unet=read_json(source / "unet" / "config.json"),
+        config=public(config),
+        results=public(results),
+        environment=public(read_json(run / "environment.json")),
+        step=step_of(checkpoint) if checkpoint else results.get("steps"),
+        has_grid="samples/grid.png" in files,
+    )
+    after = "" if subject.step is None else f" after {subject.step} steps"
+    return Push(f"Model{after}", files, lambda present: model_card(subject, present))
+
+
+def checkpoint_push(run: Path, checkpoint: Path) -> Push:
+    """A checkpoint from which another machine can go on."""
+    files = public_files(checkpoint, "**/*", prefix=f"{checkpoint.name}/") | public_files(run, "metrics.jsonl")
+    return Push(f"Checkpoint of step {step_of(checkpoint)}", files, branch=CHECKPOINTS, mirror=True)
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a folder of them."""
+    complete = [path for path in folder.glob("step-*") if what_is_broken(path) is None]
+    return max(complete, key=step_of, default=None)
+
+
+def download_checkpoint(resume: str) -> Path:
+    """The checkpoint that ``hub:ID[@revision]`` names, in the cache of the Hub's files.
+
+    The revision is a branch, tag or commit; without one it is the branch of checkpoints.
+
+    Raises:
+        ValueError: there is none, in one sentence.
+    """
+    name, _, revision = resume.removeprefix("hub:").partition("@")
+    repository = Repository(name)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    checkpoint = None
+    try:
+        info = model_info(repository.id, revision=revision or CHECKPOINTS)
+        folders = {sibling.rfilename.partition("/")[0] for sibling in info.siblings or []}
+        steps = [Path(name) for name in folders if re.fullmatch(r"step-\d+", name)]
+        if steps:
+            files = [f"{max(steps, key=step_of)}/**", "metrics.jsonl"]
+            checkpoint = newest_complete(Path(snapshot_download(name, revision=info.sha, allow_patterns=files)))
+    except (OSError, ValueError, httpx2.HTTPError) as error:
+        raise ValueError(f"--resume {resume}: {explain(error, name)}") from error
+    if checkpoint is None:
+        raise ValueError(
+            f"--resume {resume}: no complete checkpoint is there; a run with --hub_strategy checkpoints puts one there"
+        )
+    for path in checkpoint.rglob("*.safetensors"):
+        # The cache names a large file by its SHA-256, and a download only looks at its size.
+        blob = path.resolve()
+        with path.open("rb") as file:
+            if len(blob.name) == 64 and hashlib.file_digest(file, "sha256").hexdigest() != blob.name:
+                raise ValueError(f"--resume {resume}: {blob} was not downloaded whole; remove it and start again")
+    return checkpoint
+
+
+class Publisher:
+    """Pushes a run's states one after the other in a thread beside it. What fails is told at the end, not raised.
+
+    While one push is under way a newer one waits, and an even newer one takes its place: all hold everything.
+
+    Args:
+        run: The run's folder.
+        repository: Where to; already prepared.
+        strategy: "end" pushes when all is done, "every_save" also the model of each checkpoint, "checkpoints" also the
+            checkpoints themselves.
+        license: Of the model.
+    """
+
+    def __init__(self, run: Path, repository: Repository, strategy: Strategy, license: str) -> None:
+        self._run, self._repository, self._strategy, self._license = run, repository, strategy, license
+        self._changed = threading.Condition()
+        self._waiting: list[Push] = []
+        self._staged: tempfile.TemporaryDirectory[str] | None = None
+        self._is_closing = False
+        self._problem: str | None = None  # of the last push
+        self._unready: str | None = None  # what kept the newest state from becoming one
+        for left in run.glob(".push-*"):  # by a run that was killed
+            shutil.rmtree(left)
+        self._thread = threading.Thread(target=self._work, name="pushing", daemon=True)
+        self._thread.start()
+
+    def saved(self, checkpoint: Path) -> None:
+        """A checkpoint is complete."""
+        if self._strategy != "end":
+            self._submit(lambda: self._pushes(checkpoint))
+
+    def finished(self) -> None:
+        """The run's folder is complete."""
+        self._submit(lambda: self._pushes(None))
+
+    def close(self, timeout: float | None = None) -> str | None:
+        """Wait for what is under way.
+
+        Args:
+            timeout: Seconds; None for as long as it takes.
+
+        Returns:
+            Why the last push did not happen, and what to do; None if it did.
+        """
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._problem = "it was not done in time"
+        problem = self._unready or self._problem
+        if problem is None:
+            return None
+        command = command_to_finish(self._run, self._repository.id, self._license, self._strategy == "checkpoints")
+        return f"everything is saved, and not all of it pushed ({problem}); '{command}' finishes that"
+
+    def _pushes(self, checkpoint: Path | None) -> list[Push]:
+        pushes = [model_push(self._run, self._repository.id, self._license, checkpoint)]
+        newest = checkpoint or newest_complete(self._run / "checkpoints")
+        if self._strategy == "checkpoints" and newest is not None:
+            pushes.append(checkpoint_push(self._run, newest))
+        return pushes
+
+    def _submit(self, make: Callable[[], list[Push]]) -> None:
+        try:
+            staged = tempfile.TemporaryDirectory(prefix=".push-", dir=self._run, ignore_cleanup_errors=True)
+            pushes = [_kept(push, Path(staged.name, str(i))) for i, push in enumerate(make())]
+        except (OSError, ValueError) as error:
+            self._unready = " ".join(str(error).split())
+            return
+        self._unready = None
+        with self._changed:
+            self._waiting, replaced, self._staged = pushes, self._staged, staged
+            self._changed.notify_all()
+        if replaced is not None:
+            replaced.cleanup()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closing)
+                if not self._waiting:
+                    return
+                pushes, self._waiting = self._waiting, []
+                staged, self._staged = self._staged, None
+            try:
+                for push in pushes:
+                    push.to(self._repository)
+                self._problem = None
+            except PushError as error:
+                self._problem = str(error)
+                print(f"Note: a push did not work: {error}.", file=sys.stderr)
+            except Exception as error:  # a defect here must not end the thread without a word
+                self._problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            finally:
+                if staged is not None:
+                    staged.cleanup()
+
+
+def _kept(push: Push, folder: Path) -> Push:
+    """The same push of links to its files, which stay when a checkpoint is removed."""
+    files: Files = {}
+    for name, content in push.files.items():
+        if isinstance(content, Path):
+            link = folder / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(content, link)
+            except OSError:  # a file system without links
+                shutil.copyfile(content, link)
+            content = link
+        files[name] = content
+    return Push(push.message, files, push.card, push.branch, push.mirror)

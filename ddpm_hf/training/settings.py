@@ -1,0 +1,226 @@
+"""The settings of a training run, as dataclasses: checked when they are made, and written back as a recipe."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.settings import check, flat, plain
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation; the defaults are those of Ho et al. (2020) for CIFAR-10.
+
+    Args:
+        steps: Optimizer steps.
+        batch_size: Images per optimizer step, over all processes and accumulation steps together.
+        gradient_accumulation_steps: Forward and backward passes per optimizer step, to save memory.
+        optimizer: Adam, or AdamW with its decoupled weight decay.
+        learning_rate: Its value after the warm-up.
+        betas: Decay rates of the optimizer's first and second moments.
+        weight_decay: Weight decay of the optimizer.
+        lr_schedule: After the warm-up: constant, or down to zero at the last step along a half cosine or a line.
+        warmup_steps: Steps of linear warm-up of the learning rate.
+        max_grad_norm: Gradients of a larger norm are scaled down to it; .inf switches this off.
+        max_skipped_steps: Steps in a row that may be skipped for a loss or gradient that is not finite.
+        ema_decay: Decay of the average of the weights, reached by min(decay, (1 + n) / (10 + n)). Of several, the first
+            is the one that sampling uses; the others are saved beside it.
+        loss: simple (squared error), kl (the variational bound in bits/dim), or hybrid (simple, and the bound for a
+            learned variance).
+        vlb_weight: What the bound counts in hybrid.
+        loss_weighting: Of the squared error: none (every timestep counts alike), min_snr (Hang et al., 2023) or p2
+            (Choi et al., 2022).
+        min_snr_gamma: The gamma of min_snr.
+        p2_gamma: The gamma of p2.
+        timestep_sampling: uniform; stratified (spread evenly over the batch); or importance (in proportion to the last
+            losses at each timestep, which then count less).
+        label_dropout: Probability with which an image is trained without its class, for classifier-free guidance; the
+            last of model.num_class_embeds then stands for "no class".
+        log_every: Steps between two lines of metrics.jsonl.
+        trackers: Where metrics and sample grids go besides metrics.jsonl.
+        checkpoint_every: Steps between two checkpoints; null keeps only the last step's.
+        checkpoints_total_limit: Checkpoints to keep; an older one is removed after a newer one is complete.
+        sample_every: Steps between two grids of samples, always from the same seeds; null draws none.
+        compile: Let torch.compile fuse the network's operations.
+        channels_last: Keep images and weights in the order (batch, height, width, channel).
+        gradient_checkpointing: Compute the inside of each block again for the backward pass, to save memory.
+        tf32: Let float32 products on NVIDIA GPUs be rounded to 10 bits of mantissa, which is faster.
+    """
+
+    steps: int = 800_000
+    batch_size: int = 128
+    gradient_accumulation_steps: int = 1
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = 5000
+    max_grad_norm: float = 1.0
+    max_skipped_steps: int = 20
+    ema_decay: float | list[float] = 0.9999
+    loss: Literal["simple", "kl", "hybrid"] = "simple"
+    vlb_weight: float = 0.001
+    loss_weighting: Literal["none", "min_snr", "p2"] = "none"
+    min_snr_gamma: float = 5.0
+    p2_gamma: float = 1.0
+    timestep_sampling: Literal["uniform", "stratified", "importance"] = "uniform"
+    label_dropout: float = 0.0
+    log_every: int = 50
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    checkpoint_every: int | None = 5000
+    checkpoints_total_limit: int = 3
+    sample_every: int | None = 5000
+    compile: bool = False
+    channels_last: bool = False
+    gradient_checkpointing: bool = False
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoints_total_limit"):
+            check(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        for name in ("checkpoint_every", "sample_every"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"training.{name}", value, "at least 1, or null")
+        for name in ("learning_rate", "max_grad_norm", "min_snr_gamma", "p2_gamma", "vlb_weight"):
+            check(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "above 0")
+        for name in ("warmup_steps", "weight_decay", "max_skipped_steps"):
+            check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
+        check(0 <= self.label_dropout < 1, "training.label_dropout", self.label_dropout, "at least 0 and below 1")
+        decays = self.ema_decays
+        check(len(decays) > 0, "training.ema_decay", self.ema_decay, "a number or several")
+        check(len(set(decays)) == len(decays), "training.ema_decay", self.ema_decay, "different numbers")
+        for decay in decays:
+            check(0 <= decay < 1, "training.ema_decay", decay, "at least 0 and below 1")
+        for beta in self.betas:
+            check(0 <= beta < 1, "training.betas", self.betas, "two numbers, each at least 0 and below 1")
+
+    @property
+    def ema_decays(self) -> tuple[float, ...]:
+        """The decays, however they were given; the first is the one that sampling uses."""
+        return tuple(self.ema_decay) if isinstance(self.ema_decay, list) else (self.ema_decay,)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The images drawn at the end with the averaged weights and DDIM, and how they are scored.
+
+    Args:
+        metrics: Scores of the images against all the training images.
+        extractor: The feature network in which they are scored: digits (of the embedded digits), inception, dinov2,
+            vgg16, a TorchScript file, or the folder or Hub id of a vision transformer. null: no scores.
+        extractor_weights: The file of its weights, in place of the usual one.
+        held_out_split: A part of the data set that is not trained on; as many of its images as are drawn are scored
+            too, which says what a perfect model would get. null: none are.
+        num_images: Images to draw.
+        num_inference_steps: Steps of the sampler.
+        timestep_spacing: How those steps lie on the training steps.
+        eta: Noise of the sampler: 0 is DDIM, 1 is DDPM on the same steps.
+        guidance_scale: Classifier-free guidance, for training with label_dropout; 1 is none.
+        batch_size: Images drawn at a time, per process.
+        grid_images: How many of the first images the grids of samples show.
+        every: Steps between two rounds of drawing and scoring during training; the weights of the lowest FID are kept
+            in best/, and samples/fid.png shows all of them. null scores at the end only.
+    """
+
+    metrics: list[Literal["fid", "kid", "is", "precision_recall", "density_coverage"]] = field(
+        default_factory=lambda: ["fid", "precision_recall"]
+    )
+    extractor: str | None = None
+    extractor_weights: Path | None = None
+    held_out_split: str | None = None
+    num_images: int = 500
+    num_inference_steps: int = 50
+    timestep_spacing: Literal["leading", "trailing", "linspace", "quadratic"] = "leading"
+    eta: float = 0.0
+    guidance_scale: float = 1.0
+    batch_size: int = 128
+    grid_images: int = 64
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "num_inference_steps", "batch_size", "grid_images"):
+            check(getattr(self, name) >= 1, f"evaluation.{name}", getattr(self, name), "at least 1")
+        check(self.every is None or self.every >= 1, "evaluation.every", self.every, "at least 1, or null")
+        check(len(self.metrics) > 0, "evaluation.metrics", self.metrics, "at least one; extractor null scores nothing")
+        scored = self.extractor is not None and "fid" in self.metrics
+        expected = "null, or evaluation.extractor must be given and fid be among evaluation.metrics"
+        check(self.every is None or scored, "evaluation.every", self.every, expected)
+        check(0 <= self.eta <= 1, "evaluation.eta", self.eta, "from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All the settings of a run. ``model`` and ``diffusion`` are keyword arguments for the two classes.
+
+    A token of the Hub is none of them: they are written to files, and these are pushed.
+    """
+
+    output_dir: Path
+    seed: int
+    threads: int | None
+    quiet: bool
+    resume: str
+    dry_run: bool
+    push_to_hub: bool
+    hub_model_id: str | None
+    hub_private_repo: bool
+    hub_license: str
+    hub_strategy: Literal["end", "every_save", "checkpoints"]
+    data: DataConfig
+    model: dict[str, Any]
+    diffusion: dict[str, Any]
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+
+    def __post_init__(self) -> None:
+        check(self.seed >= 0, "seed", self.seed, "at least 0")
+        has_guide = self.evaluation.guidance_scale == 1 or self.training.label_dropout > 0
+        expected = "1, or training.label_dropout above 0"
+        check(has_guide, "evaluation.guidance_scale", self.evaluation.guidance_scale, expected)
+        check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
+        if self.push_to_hub != (self.hub_model_id is not None):
+            raise ValueError(
+                f"push_to_hub is {self.push_to_hub} and hub_model_id is {self.hub_model_id}; to push give both, "
+                "--push_to_hub --hub_model_id OWNER/NAME"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved settings in the types of JSON and YAML."""
+        settings: dict[str, Any] = plain(asdict(self))
+        return settings
+
+    def to_yaml(self) -> str:
+        """The resolved settings as a recipe: ``--config`` on it gives this run again."""
+        recipe: str = yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120)
+        return recipe
+
+
+# What a run that goes on may change, because it says where the run happens, what it writes and how fast it is, not what
+# is learnt. A group's name stands for all of its settings.
+FREE_TO_CHANGE = frozenset(
+    {"output_dir", "threads", "quiet", "resume", "dry_run", "evaluation", "data.cache_dir"}
+    | {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_license", "hub_strategy"}
+    | {"data.name"}  # the images themselves are compared, wherever they lie
+    | {f"training.{name}" for name in ("log_every", "trackers", "sample_every", "max_skipped_steps")}
+    | {f"training.{name}" for name in ("checkpoint_every", "checkpoints_total_limit", "gradient_accumulation_steps")}
+    | {f"training.{name}" for name in ("compile", "channels_last", "gradient_checkpointing", "tf32")}
+)
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ between two :meth:`Config.to_dict`, by their names on the command line."""
+    old, new = flat(before), flat(after)
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def refused_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Those of :func:`changes` that would make another run of it."""
+    free = set(FREE_TO_CHANGE)
+    if before["training"]["lr_schedule"] == after["training"]["lr_schedule"] == "constant":
+        free.add("training.steps")  # the others are stretched over all the steps
+    return {key: change for key, change in changes(before, after).items() if not {key, key.partition(".")[0]} & free}

@@ -1,0 +1,335 @@
+"""ddpm-hf-evaluate: from folders, files and data sets of images to scores that can be made again."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpm_hf import DDPMCustomPipeline, DDPMScheduler, UNet2DModel
+from ddpm_hf.cli import evaluate
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.sources import load_cached_images
+from ddpm_hf.images import save_png, to_pil
+from ddpm_hf.metrics import DigitsFeatures, frechet_distance, manifolds
+from ddpm_hf.metrics.bits_per_dim import bits_per_dim
+from ddpm_hf.metrics.results import nearest_picture
+from tests.runs import Started
+
+REAL = load_cached_images(DataConfig(split="train[:300]")).images
+"""The reference of most tests."""
+
+
+def fakes(number: int = 60, seed: int = 0, noise: int = 40) -> Tensor:
+    """Digits of the test part with noise, uint8."""
+    digits = load_cached_images(DataConfig(split="test")).images[seed * number : (seed + 1) * number]
+    generator = torch.Generator().manual_seed(seed)
+    return (digits.int() + torch.randint(-noise, noise + 1, digits.shape, generator=generator)).clamp(0, 255).byte()
+
+
+def write(folder: Path, images: Tensor) -> Path:
+    for i, image in enumerate(to_pil(images)):
+        save_png(image, folder / "000000" / f"{i:06d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("samples") / "png", fakes())
+
+
+def start(output: Path, *arguments: object, processes: int = 1) -> Started:
+    usual = ["--reference", "digits", "--reference_split", "train[:300]", "--extractor", "digits", "--threads", 1]
+    return Started([*usual, *arguments], output, processes, main=evaluate.main)
+
+
+def results(output: Path, *arguments: object, processes: int = 1) -> dict[str, Any]:
+    run = start(output, *arguments, processes=processes)
+    assert run.wait() == [0] * processes, run.said()
+    found: dict[str, Any] = json.loads((output / "metrics.json").read_text())
+    return found
+
+
+def values(output: Path, *arguments: object, processes: int = 1) -> dict[str, float]:
+    """Of the one set of samples."""
+    (scores,) = results(output, *arguments, processes=processes)["scores"].values()
+    return {name: score["value"] for name, score in scores.items()}
+
+
+def refusal(output: Path, *arguments: object) -> str:
+    """The one sentence of a command that ends with status 2."""
+    run = start(output, *arguments)
+    assert run.wait() == [2], run.said()
+    sentences = [line for line in run.said().splitlines() if "error:" in line]
+    assert len(sentences) == 1, run.said()
+    assert "Traceback" not in run.said()
+    return sentences[0].partition("error: ")[2]
+
+
+ALL = ("--metrics", "fid", "kid", "is", "precision_recall", "density_coverage")
+
+
+def test_the_scores_are_those_of_the_functions_under_names_with_their_size(samples: Path, tmp_path: Path) -> None:
+    scores = values(tmp_path / "scores", "--samples", samples, *ALL)
+    assert list(scores) == [f"{name}@60" for name in ("fid", "kid", "is", "precision", "recall", "density", "coverage")]
+    network = DigitsFeatures.load()
+    real, fake = network(REAL), network(fakes())
+    # Features of other batches differ in their last bits.
+    assert scores["fid@60"] == pytest.approx(frechet_distance(fake, real), rel=1e-5)
+    for k, names in ((3, ("precision", "recall")), (5, ("density", "coverage"))):
+        expected = manifolds(real, fake, k).scores
+        assert [scores[f"{name}@60"] for name in names] == pytest.approx([expected[name] for name in names])
+    table = (tmp_path / "scores" / "table.md").read_text().splitlines()
+    assert table[0].startswith("| samples | fid@60 | kid@60 |")
+    assert f"| {samples} | {scores['fid@60']:.4g} ± " in table[2]
+
+
+def test_two_processes_score_as_one(samples: Path, tmp_path: Path) -> None:
+    common = ["--samples", samples, *ALL, "--batch_size", 16]
+    one = results(tmp_path / "one", *common, "--cache_dir", tmp_path / "a")
+    two = results(tmp_path / "two", *common, "--cache_dir", tmp_path / "b", processes=2)
+    assert one == two
+
+
+def test_a_folder_an_npz_and_parquet_of_the_same_images_score_alike(samples: Path, tmp_path: Path) -> None:
+    images = fakes()
+    np.savez(tmp_path / "adm.npz", arr_0=images.permute(0, 2, 3, 1).numpy())
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(samples.rglob("*.png"))]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "images.parquet")
+    one, two, three = (
+        values(tmp_path / f"of-{path.name}", "--samples", path)
+        for path in (samples, tmp_path / "adm.npz", tmp_path / "images.parquet")
+    )
+    assert one == two == three
+
+
+def test_several_sets_stand_side_by_side_with_their_errors(samples: Path, tmp_path: Path) -> None:
+    worse = write(tmp_path / "worse", fakes(noise=120))
+    found = results(tmp_path / "scores", "--compare", samples, worse, "--bootstrap", 30)
+    better_fid, worse_fid = (found["scores"][str(name)]["fid@60"] for name in (samples, worse))
+    assert better_fid["value"] + better_fid["error"] < worse_fid["value"] - worse_fid["error"]
+    assert len((tmp_path / "scores" / "table.md").read_text().splitlines()) == 4
+    for number in (1, 2):
+        assert (tmp_path / "scores" / f"nearest-{number}.png").exists()
+
+
+def test_statistics_go_out_and_in_as_pytorch_fid_has_them(samples: Path, tmp_path: Path) -> None:
+    file = tmp_path / "reference.npz"
+    of_images = values(tmp_path / "images", "--samples", samples, "--metrics", "fid", "--save_statistics", file)
+    with np.load(file) as content:
+        mu, sigma = content["mu"], content["sigma"]
+    assert (mu.shape, sigma.shape, mu.dtype) == ((64,), (64, 64), np.float64)
+    of_file = values(tmp_path / "file", "--samples", samples, "--metrics", "fid", "--reference", file)
+    assert of_file["fid@60"] == pytest.approx(of_images["fid@60"], rel=1e-9)
+    np.savez(tmp_path / "theirs.npz", mu=mu, sigma=sigma)  # as others write it, with no word on where it is from
+    of_theirs = values(tmp_path / "c", "--samples", samples, "--metrics", "fid", "--reference", tmp_path / "theirs.npz")
+    assert of_theirs == of_file
+
+
+def test_the_manifest_says_what_the_scores_are_of_and_other_settings_are_refused(samples: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scores"
+    first = results(output, "--samples", samples)
+    manifest = json.loads((output / "manifest.json").read_text())
+    settings = manifest["settings"]
+    assert settings["reference"]["name"] == "digits"
+    assert settings["reference"]["reference_split"] == "train[:300]"
+    assert settings["reference"]["num_images"] == 300
+    assert len(settings["extractor"]["sha256"]) == 64
+    assert settings["samples"][str(samples)]["num_images"] == 60
+    assert manifest["environment"]["torch"] == version("torch")
+    assert results(output, "--samples", samples) == first
+    said = refusal(output, "--samples", samples, "--num_images", 50)
+    assert "holds results of other settings (samples " in said
+
+
+def test_a_sample_learnt_by_heart_stands_beside_itself() -> None:
+    network = DigitsFeatures.load()
+    fake = REAL[40:45]
+    picture = np.asarray(nearest_picture(fake, network(fake), REAL, network(REAL)))
+    column, rows = 33, range(0, 5 * 33, 33)
+    assert picture.shape == (5 * 33 - 1, 9 * 33 - 1)
+    for row in rows:
+        assert np.array_equal(picture[row : row + 32, :32], picture[row : row + 32, 2 * column : 2 * column + 32])
+        assert not np.array_equal(picture[row : row + 32, :32], picture[row : row + 32, 3 * column : 3 * column + 32])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **blocks, **kinds)
+    folder = tmp_path_factory.mktemp("model")
+    DDPMCustomPipeline(unet.eval(), DDPMScheduler(num_train_timesteps=20)).save_pretrained(folder)
+    return folder
+
+
+BITS = ("--metrics", "bits_per_dim", "--reference_split", "test[:5]", "--batch_size", 2)
+
+
+def test_bits_per_dim_of_a_model_on_two_processes_as_on_one(model: Path, tmp_path: Path) -> None:
+    one = results(tmp_path / "one", "--model", model, *BITS)
+    assert results(tmp_path / "two", "--model", model, *BITS, processes=2) == one
+    (score,) = one["scores"].values()
+    with np.load(tmp_path / "one" / "bits_per_dim.npz") as file:
+        found, terms = file["values"], file["terms"]
+    assert (found.shape, terms.shape) == ((5,), (5, 21))
+    assert score["bits_per_dim@5"]["value"] == pytest.approx(found.mean())
+    assert np.allclose(terms.sum(axis=1), found)
+    pipe, images = DDPMCustomPipeline.from_pretrained(model), load_cached_images(DataConfig(split="test[:5]")).images
+    assert score["bits_per_dim@5"]["value"] == pytest.approx(bits_per_dim(pipe, images, batch_size=2).mean, rel=1e-6)
+    assert (tmp_path / "one" / "bits_per_dim.png").exists()
+
+
+@pytest.mark.parametrize("method", ["estimate", "ode"])
+def test_bits_per_dim_by_quicker_ways(model: Path, tmp_path: Path, method: str) -> None:
+    (score,) = results(tmp_path / "bits", "--model", model, *BITS, "--likelihood", method)["scores"].values()
+    assert np.isfinite(score["bits_per_dim@5"]["value"])
+    assert not (tmp_path / "bits" / "bits_per_dim.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--metrics", "bits_per_dim"], "bits_per_dim is of a --model"),
+        (["--metrics", "bits_per_dim", "fid", "--model", "x"], "ask for it by itself"),
+        ([*BITS, "--model", "nobody/nothing"], "nobody/nothing"),
+        ([*BITS, "--model", "{model}", "--reference_resolution", 16], "makes images of (1, 8, 8) and digits has"),
+    ],
+)
+def test_a_model_that_cannot_be_scored_is_one_sentence(
+    model: Path, tmp_path: Path, arguments: list[object], sentence: str
+) -> None:
+    assert sentence in refusal(tmp_path / "bits", *(str(argument).format(model=model) for argument in arguments))
+
+
+def half_a_png(folder: Path) -> Path:
+    write(folder, fakes(10))
+    content = io.BytesIO()
+    to_pil(fakes(1))[0].save(content, "PNG")
+    (folder / "000000" / "000005.png").write_bytes(content.getvalue()[:50])
+    return folder
+
+
+def mixed_sizes(folder: Path) -> Path:
+    write(folder, fakes(10))
+    Image.new("L", (9, 8)).save(folder / "000000" / "zz.png")
+    return folder
+
+
+def grey_and_colour(folder: Path) -> Path:
+    write(folder, fakes(10))
+    Image.new("RGB", (8, 8)).save(folder / "000000" / "zz.png")
+    return folder
+
+
+def in_colour(folder: Path) -> Path:
+    return write(folder, fakes(10).expand(-1, 3, -1, -1))
+
+
+def not_numbers(folder: Path) -> Path:
+    folder.mkdir()
+    np.savez(folder / "x.npz", arr_0=np.full((9, 8, 8, 1), np.nan))
+    return folder / "x.npz"
+
+
+def without_arr_0(folder: Path) -> Path:
+    folder.mkdir()
+    np.savez(folder / "x.npz", images=np.zeros((9, 8, 8, 1), np.uint8))
+    return folder / "x.npz"
+
+
+def empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (empty, "holds no PNG, JPEG, npz or parquet images"),
+        (lambda folder: folder / "nowhere", "is no folder of images, .npz or .parquet file"),
+        (mixed_sizes, "zz.png is 9x8 grey and the first image of"),
+        (grey_and_colour, "zz.png is 8x8 RGB and the first image of"),
+        (half_a_png, "000005.png cannot be read as an image"),
+        (lambda folder: write(folder, fakes(3)), "holds 3 images, and 4 are wanted"),
+        (in_colour, "has images of (3, 8, 8) and digits of (1, 8, 8)"),
+        (not_numbers, "is float64 of shape (9, 8, 8, 1) and must be uint8"),
+        (without_arr_0, "has no array arr_0"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_samples_that_cannot_be_scored_are_one_sentence(
+    tmp_path: Path, make: Callable[[Path], Path], sentence: str
+) -> None:
+    assert sentence in refusal(tmp_path / "scores", "--samples", make(tmp_path / "samples"))
+    assert not (tmp_path / "scores").exists()
+
+
+def statistics(folder: Path, **changes: Any) -> Path:
+    content = {"mu": np.zeros(64), "sigma": np.eye(64)} | changes
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "reference.npz", **content)
+    return folder / "reference.npz"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"extractor_sha256": np.array("0" * 64)}, "is of the extractor with the SHA-256 000000000000..., and digits"),
+        ({"image_shape": np.array((3, 32, 32))}, "is of images of (3, 32, 32), and the samples are (1, 8, 8)"),
+        ({"mu": np.zeros(2048), "sigma": np.eye(2048)}, "has 2048 features an image, and digits 64"),
+        ({"mu": np.zeros(63)}, "holds mu of (63,) and sigma of (64, 64)"),
+        ({"mu": np.full(64, np.nan)}, "holds numbers that are not finite"),
+        ({"mu": np.array([object()])}, "cannot be read as an .npz of arrays"),
+    ],
+)
+def test_statistics_of_something_else_are_one_sentence(
+    samples: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    file = statistics(tmp_path, **changes)
+    said = refusal(tmp_path / "scores", "--samples", samples, "--metrics", "fid", "--reference", file)
+    assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--metrics", "fdi"], "metrics"),
+        (["--metrics"], "metrics is empty"),
+        (["--num_images", 3], "num_images is 3, and the metrics need at least 4"),
+        (["--num_images", 61], "holds 60 images, and 61 are wanted"),
+        (["--compare", "a", "b"], "either by --samples ONE or by --compare SEVERAL"),
+        (
+            ["--reference_split", "validation"],
+            "(see --reference: a file, a folder or a Hub id, with a token in HF_TOKEN",
+        ),
+        (["--reference_resolution", 16], "give --reference_resolution 8 --reference_channels 1"),
+        (["--reference_split", "train[:3]"], "digits holds 3 images, and the metrics need 4"),
+        (["--extractor", "nothing"], "the extractor 'nothing' is not one of digits, inception"),
+        (["--extractor", "inception"], "curl --create-dirs -Lo"),
+        (["--bootstrap", 1], "bootstrap is 1 and must be 0 or at least 2"),
+        (["--save_statistics", "x.json"], "must end with .npz"),
+        (["--reference", "{statistics}"], "the metric 'precision_recall' needs the images of the reference"),
+        (["--output", "/proc/scores"], "/proc/scores"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(samples: Path, tmp_path: Path, arguments: list[object], sentence: str) -> None:
+    given = [str(argument).format(statistics=statistics(tmp_path / "reference")) for argument in arguments]
+    assert sentence in refusal(tmp_path / "scores", "--samples", samples, *given)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_that_cannot_be_written_is_one_sentence(samples: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "Permission denied" in refusal(tmp_path / "locked" / "scores", "--samples", samples)

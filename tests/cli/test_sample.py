@@ -1,0 +1,241 @@
+"""ddpm-hf-sample: the same images from the same seeds, whatever the batch, the processes and the interruptions."""
+
+import json
+import os
+import random
+import signal
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, UNet2DModel
+from ddpm_hf.cli import sample
+from ddpm_hf.cli.sample import SCHEDULERS
+from ddpm_hf.sampling.image_files import PNGFolder, load_images
+from tests.runs import Started
+
+IMAGES = 200
+
+
+def make_model(folder: Path, **options: Any) -> Path:
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": (8, 8), "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **blocks, **kinds, **options)
+    DDPMCustomPipeline(unet.eval(), DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+def start(model: Path, folder: Path, *arguments: object, processes: int = 1) -> Started:
+    few = ["--model", model, "--num_images", IMAGES, "--num_inference_steps", 4, "--threads", 1, "--batch_size", 64]
+    return Started([*few, *arguments], folder, processes, main=sample.main)
+
+
+def drawn(model: Path, folder: Path, *arguments: object, processes: int = 1) -> Path:
+    run = start(model, folder, *arguments, processes=processes)
+    assert run.wait() == [0] * processes, run.said()
+    return folder
+
+
+def refusal(model: Path, folder: Path, *arguments: object) -> str:
+    """The one sentence of a command that ends with status 2."""
+    run = start(model, folder, *arguments)
+    assert run.wait() == [2], run.said()
+    sentences = [line for line in run.said().splitlines() if "error:" in line]
+    assert len(sentences) == 1, run.said()
+    assert "Traceback" not in run.said()
+    return sentences[0].partition("error: ")[2]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files, without the manifest, which tells of the processes."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def unbroken(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With noise at every step, which must be that of the seed too."""
+    return drawn(model, tmp_path_factory.mktemp("unbroken") / "samples", "--eta", 1)
+
+
+def test_a_thousand_images_to_a_folder_under_the_name_of_their_seed(tmp_path: Path) -> None:
+    files = PNGFolder(tmp_path)
+    assert files.path(123) == tmp_path / "000000" / "000123.png"
+    assert files.path(1999) == tmp_path / "001000" / "001999.png"
+
+
+def test_two_processes_make_the_files_of_one(model: Path, unbroken: Path, tmp_path: Path) -> None:
+    two = drawn(model, tmp_path / "two", "--eta", 1, processes=2)
+    assert len(files_of(two)) == IMAGES
+    assert files_of(two) == files_of(unbroken)
+
+
+@pytest.mark.parametrize("batch_size", [7, IMAGES])
+def test_another_batch_size_is_one_grey_level_away_at_most(
+    model: Path, unbroken: Path, tmp_path: Path, batch_size: int
+) -> None:
+    other = drawn(model, tmp_path / "other", "--eta", 1, "--batch_size", batch_size)
+    assert sorted(files_of(other)) == sorted(files_of(unbroken))
+    difference = load_images(other).int() - load_images(unbroken).int()
+    assert difference.abs().max() <= 1
+
+
+def test_an_image_is_that_of_its_seed_wherever_the_run_begins(model: Path, unbroken: Path, tmp_path: Path) -> None:
+    later = drawn(model, tmp_path / "later", "--eta", 1, "--seed", 100, "--num_images", 100)
+    assert (load_images(later).int() - load_images(unbroken)[100:].int()).abs().max() <= 1
+    assert sorted(files_of(later)) == sorted(files_of(unbroken))[100:]
+
+
+def test_a_run_killed_five_times_ends_with_the_folder_of_an_unbroken_one(
+    model: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    chance, folder = random.Random(0), tmp_path / "killed"
+    for _ in range(5):
+        already = len(list(folder.rglob("*.png")))
+        run = start(model, folder, "--eta", 1)
+        goal = min(already + chance.randrange(1, 40), IMAGES - 1)
+        while len(list(folder.rglob("*.png"))) <= goal and run.processes[0].is_alive():
+            time.sleep(0.0005)
+        run.send(signal.SIGKILL)
+        run.wait()
+    half = folder / "000000" / "000007.png"
+    if half.exists():
+        half.write_bytes(half.read_bytes()[:40])  # as a disk leaves it when the power goes
+    drawn(model, folder, "--eta", 1)
+    whole = {name: content for name, content in files_of(folder).items() if not name.endswith(".tmp")}
+    assert whole == files_of(unbroken)
+    said = start(model, folder, "--eta", 1)
+    assert said.wait() == [0]
+    assert f"all {IMAGES} images were there" in said.said()
+
+
+def test_the_manifest_says_what_the_images_were_made_from(model: Path, unbroken: Path) -> None:
+    manifest = json.loads((unbroken / "manifest.json").read_text())
+    settings = manifest["settings"]
+    assert settings["timesteps"] == [750, 500, 250, 0]
+    assert (settings["first_seed"], settings["num_images"], settings["eta"]) == (0, IMAGES, 1)
+    assert settings["model"] == str(model)
+    assert settings["scheduler"]["class"] == "DDIMScheduler"
+    assert settings["scheduler"]["beta_schedule"] == "linear"
+    assert len(settings["weights_sha256"]) == 64
+    assert manifest["environment"]["torch"] == version("torch")
+
+
+def test_a_folder_of_other_settings_is_refused_with_what_differs(model: Path, unbroken: Path, tmp_path: Path) -> None:
+    before = files_of(unbroken)
+    said = refusal(model, unbroken, "--eta", 0)
+    assert "holds results of other settings (eta 1.0 -> 0.0); give another --output" in said
+    unet = DDPMCustomPipeline.from_pretrained(model).unet
+    unet.conv_out.bias.data += 0.1
+    trained_on = tmp_path / "trained_on"
+    DDPMCustomPipeline(unet, DDIMScheduler(beta_schedule="scaled_linear")).save_pretrained(trained_on)
+    said = refusal(trained_on, unbroken, "--eta", 1)
+    for key in ("model", "weights_sha256", "scheduler"):
+        assert f"{key} " in said
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    assert "holds thesis.txt and no manifest.json" in refusal(model, tmp_path / "mine")
+    assert files_of(unbroken) == before
+
+
+def test_npz_is_that_of_adm_and_parquet_that_of_load_dataset(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", num_class_embeds=3)
+    labels = ["--class_labels", "2,0-1", "--num_images", 20, "--batch_size", 8]
+    pictures = load_images(drawn(model, tmp_path / "png", *labels))
+    with np.load(drawn(model, tmp_path / "npz", *labels, "--format", "npz") / "samples.npz") as file:
+        assert file["arr_0"].shape == (20, 8, 8, 1)
+        assert file["arr_1"].tolist() == ([2, 0, 1] * 7)[:20]
+    folder = drawn(model, tmp_path / "parquet", *labels, "--format", "parquet", "--seed", 0)
+    dataset = datasets.load_dataset(str(folder), split="train")
+    assert dataset["seed"][:] == list(range(20))
+    assert dataset["label"][:] == ([2, 0, 1] * 7)[:20]
+    assert np.array_equal(np.asarray(dataset[5]["image"]), pictures[5, 0].numpy())
+    for kind in ("npz", "parquet"):
+        assert torch.equal(load_images(tmp_path / kind), pictures)
+        assert not (tmp_path / kind / "parts").exists()
+
+
+def test_the_class_of_an_image_changes_it(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", num_class_embeds=3)
+    few = ["--num_images", 6]
+    one, other = (load_images(drawn(model, tmp_path / c, *few, "--class_labels", c)) for c in ("0", "1"))
+    in_turn = load_images(drawn(model, tmp_path / "in_turn", *few, "--class_labels", "0-1"))
+    assert not torch.equal(one, other)
+    assert torch.equal(in_turn[::2], one[::2])
+    assert torch.equal(in_turn[1::2], other[1::2])
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_draws_each_batch_from_a_fresh_start(model: Path, name: str) -> None:
+    """Many of diffusers' remember the steps before: a second batch must not start from the first one's."""
+
+    def images(batch_size: int) -> Tensor:
+        config = sample.SampleConfig(str(model), Path("unused"), scheduler=name)
+        pipe, _ = sample.load_pipeline(config)
+        pipe.set_progress_bar_config(disable=True)
+        seeds = [range(start, start + batch_size) for start in range(0, 4, batch_size)]
+        return torch.cat([pipe(seeds=part, num_inference_steps=5, output_type="uint8").images for part in seeds])
+
+    assert (images(2).int() - images(4).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--batch_size", 0], "batch_size is 0 and must be at least 1"),
+        (["--scheduler", "dimm"], "scheduler is 'dimm' and must be one of ddim, ddpm"),
+        (["--num_inference_step", 3], "the nearest one is 'num_inference_steps'"),
+        (["--class_labels", "1"], "knows no classes"),
+        (["--scheduler", "ddpm", "--eta", 1], "DDPMScheduler has no eta"),
+        (["--scheduler", "unipc", "--timestep_spacing", "quadratic"], "quadratic"),
+        (["--num_inference_steps", 2000], "2000"),
+        (["--model", "/no/such/folder"], "/no/such/folder does not exist"),
+        (["--model", "nobody/nothing"], "nobody/nothing"),
+        (["--format", "gif"], "format was given 'gif'"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(model: Path, tmp_path: Path, arguments: list[object], sentence: str) -> None:
+    folder = tmp_path / "samples"
+    assert sentence in refusal(model, folder, *arguments)
+    assert not folder.exists()
+
+
+def test_images_that_are_not_numbers_are_not_written(tmp_path: Path) -> None:
+    pipe = DDPMCustomPipeline.from_pretrained(make_model(tmp_path / "model"))
+    pipe.unet.conv_out.bias.data[:] = float("nan")
+    pipe.save_pretrained(tmp_path / "spoilt")
+    said = refusal(tmp_path / "spoilt", tmp_path / "samples")
+    assert "64 of 64 images hold numbers that are not finite" in said
+    assert not list((tmp_path / "samples").rglob("*.png"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_one_sentence(model: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert "Permission denied" in refusal(model, tmp_path / "samples")
+
+
+def test_classes_outside_the_model_are_refused(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", num_class_embeds=3)
+    assert "knows 3 classes; say which to draw" in refusal(model, tmp_path / "a")
+    assert "has classes 0 to 2" in refusal(model, tmp_path / "a", "--class_labels", "0-3")
+    assert "takes a form like" in refusal(model, tmp_path / "a", "--class_labels", "cats")
+
+
+def test_no_class_is_not_a_class_to_guide_to(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", num_class_embeds=3)
+    said = refusal(model, tmp_path / "a", "--class_labels", "0-2", "--guidance_scale", 2)
+    assert 'has classes 0 to 1, and one more for "no class"' in said

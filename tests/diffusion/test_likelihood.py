@@ -1,0 +1,206 @@
+"""Bits per dimension: closed forms on Gaussian data, and the same figure whatever the batch and the processes."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import EulerDiscreteScheduler
+from PIL import Image
+from scipy import stats
+from torch import Tensor
+
+from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
+from ddpm_hf.diffusion.likelihood import Model, bound_estimate, bound_terms, ode_nats
+from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
+from ddpm_hf.diffusion.process import PREDICTION_TYPES, GaussianDiffusion
+from ddpm_hf.metrics.bits_per_dim import bits_per_dim
+from ddpm_hf.metrics.figures import save_bound
+from ddpm_hf.randomness import random_stream
+from tests.runs import start_processes_of
+
+MEAN, SIGMA = 0.1, 0.3
+
+
+def gaussian_model(diffusion: GaussianDiffusion, prediction_type: str = "epsilon") -> Model:
+    """What a perfect network says of data from N(MEAN, SIGMA^2): Bayes' rule, with the true reverse variance."""
+
+    def network(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        alpha_bar = diffusion.alpha_bar(t).view(-1, 1, 1, 1)
+        variance = SIGMA**2 * alpha_bar + 1 - alpha_bar
+        x_0 = MEAN + SIGMA**2 * alpha_bar.sqrt() / variance * (x_t - alpha_bar.sqrt() * MEAN)
+        posterior = diffusion.posterior(t, t - 1)
+        uncertainty = posterior.c_0.view(-1, 1, 1, 1) ** 2 * SIGMA**2 * (1 - alpha_bar) / variance
+        log_variance = (posterior.sigma.view(-1, 1, 1, 1) ** 2 + uncertainty).log()
+        output = diffusion.target(x_0, diffusion.noise_of(x_0, x_t, t), t, prediction_type)
+        return torch.cat([output, log_variance.expand_as(x_t)], dim=1)
+
+    return Model(network, diffusion, prediction_type, "learned")
+
+
+def streams(number: int) -> list[np.random.Generator]:
+    return [random_stream("test", 0, i) for i in range(number)]
+
+
+def levels_and_bits(number: int) -> tuple[Tensor, Tensor]:
+    """Images from N(MEAN, SIGMA^2) on 256 levels, and the bits/dim of their bins under it."""
+    values = MEAN + SIGMA * torch.from_numpy(np.random.default_rng(0).standard_normal((number, 1, 8, 8)))
+    level = ((values + 1) * 127.5).round().clamp(0, 255)
+    x_0 = level / 127.5 - 1
+    law = stats.norm(MEAN, SIGMA)
+    high, low = np.where(level == 255, np.inf, x_0 + 1 / 255), np.where(level == 0, -np.inf, x_0 - 1 / 255)
+    return x_0, torch.from_numpy(-np.log2(law.cdf(high) - law.cdf(low))).flatten(1).mean(dim=1)
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+def test_the_bound_is_tight_on_gaussian_data_with_the_exact_score(beta_schedule: str) -> None:
+    model = gaussian_model(GaussianDiffusion(make_betas(beta_schedule, 300)))
+    x_0, bits = levels_and_bits(100)
+    terms = bound_terms(model, x_0, streams(100))
+    assert terms.shape == (100, 301)
+    excess = terms.sum(dim=1) - bits
+    error = float(excess.std()) / 10
+    assert error < 0.03
+    assert abs(float(excess.mean())) < 3 * error
+    estimates = bound_estimate(model, x_0, streams(100), timesteps_per_image=8) - bits
+    assert abs(float(estimates.mean())) < 3 * float(estimates.std()) / 10
+
+
+def test_the_estimates_mean_is_the_bound() -> None:
+    """Of one image, over many draws of times and noise."""
+    model = gaussian_model(GaussianDiffusion(make_betas("linear", 20, 1e-3, 0.3)))
+    x_0 = levels_and_bits(1)[0].expand(2000, -1, -1, -1)
+    terms = bound_terms(model, x_0, streams(2000)).sum(dim=1)
+    for few in (1, 3):
+        estimates = bound_estimate(model, x_0, streams(2000), timesteps_per_image=few)
+        error = math.sqrt(float(terms.var() + estimates.var()) / 2000)
+        assert error < 0.1
+        assert abs(float(estimates.mean() - terms.mean())) < 3 * error
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_ode_agrees_with_the_closed_form(prediction_type: str) -> None:
+    """The flow is linear with a diagonal matrix here, of which one random sign per value gives the exact trace."""
+    model = gaussian_model(GaussianDiffusion(make_betas("squaredcos_cap_v2", 1000)), prediction_type)
+    x_0 = MEAN + SIGMA * torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = torch.from_numpy(-stats.norm(MEAN, SIGMA).logpdf(x_0)).flatten(1).sum(dim=1)
+    errors = [(ode_nats(model, x_0, streams(10), num_steps=n) - exact).abs().max() / 16 for n in (50, 100, 200)]
+    assert errors[-1] < 1e-4
+    assert errors[1] < errors[0] / 3  # of second order
+    assert errors[2] < errors[1] / 3
+
+
+def test_the_ode_goes_to_the_end_of_a_schedule_without_signal() -> None:
+    model = gaussian_model(
+        GaussianDiffusion(rescale_betas_zero_snr(make_betas("squaredcos_cap_v2", 1000))), "v_prediction"
+    )
+    x_0 = torch.full((1, 1, 2, 2), 0.2, dtype=torch.float64)
+    exact = float(-stats.norm(MEAN, SIGMA).logpdf(0.2)) * 4
+    assert float(ode_nats(model, x_0, streams(1), num_steps=200)) == pytest.approx(exact, abs=1e-3)
+
+
+def make_pipe(**options: Any) -> DDPMCustomPipeline:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 8), "dropout": 0.5}
+    scheduler = {"num_train_timesteps": 12, "beta_schedule": "squaredcos_cap_v2"}
+    unet = UNet2DModel(**{**blocks, **sizes, "norm_num_groups": 4, **options})
+    variance_type = "fixed_small" if unet.config.out_channels == 1 else "learned_range"
+    return DDPMCustomPipeline(unet, DDPMScheduler(**scheduler, variance_type=variance_type))
+
+
+IMAGES = torch.randint(256, (7, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("method", ["bound", "estimate", "ode"])
+@pytest.mark.parametrize("out_channels", [1, 2])
+def test_an_untrained_network_gives_finite_bits_that_do_not_depend_on_the_batch(method: str, out_channels: int) -> None:
+    pipe = make_pipe(out_channels=out_channels)
+    options: dict[str, Any] = {"method": method, "num_steps": 5, "timesteps_per_image": 3}
+    whole = bits_per_dim(pipe, IMAGES, **options)
+    assert whole.values.shape == (7,)
+    assert whole.values.isfinite().all()
+    assert whole.values.min() > 0
+    assert pipe.unet.training, "measuring leaves the network as it was"
+    for batch_size in (1, 3):
+        other = bits_per_dim(pipe, IMAGES, batch_size=batch_size, **options)
+        torch.testing.assert_close(other.values, whole.values, rtol=1e-4, atol=0)
+    again = bits_per_dim(pipe, IMAGES[:3], **options)
+    torch.testing.assert_close(again.values, whole.values[:3], rtol=1e-4, atol=0)
+    assert not torch.equal(bits_per_dim(pipe, IMAGES, seed=1, **options).values, whole.values)
+    assert whole.mean == pytest.approx(float(whole.values.mean()))
+    assert whole.standard_error == pytest.approx(float(whole.values.std()) / math.sqrt(7))
+
+
+def test_the_terms_of_the_bound_add_up() -> None:
+    result = bits_per_dim(make_pipe(), IMAGES)
+    assert result.terms is not None
+    assert result.terms.shape == (7, 13)
+    torch.testing.assert_close(result.terms.sum(dim=1), result.values)
+    assert bits_per_dim(make_pipe(), IMAGES, method="estimate").terms is None
+
+
+def test_clipping_is_the_schedulers_own() -> None:
+    pipe = make_pipe()
+    clipped = bits_per_dim(pipe, IMAGES).mean
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    assert clipped < bits_per_dim(pipe, IMAGES).mean
+
+
+def test_a_ddim_scheduler_remembers_the_variance_that_was_learned() -> None:
+    pipe = make_pipe(out_channels=2)
+    with_ddpm = bits_per_dim(pipe, IMAGES).values
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    assert torch.equal(bits_per_dim(pipe, IMAGES).values, with_ddpm)
+
+
+def test_classes_go_with_their_images() -> None:
+    pipe = make_pipe(num_class_embeds=7)
+    labels = torch.arange(7)
+    whole = bits_per_dim(pipe, IMAGES, class_labels=labels)
+    cut = bits_per_dim(pipe, IMAGES, class_labels=labels, batch_size=2)
+    torch.testing.assert_close(cut.values, whole.values, rtol=1e-4, atol=0)
+    assert not torch.equal(bits_per_dim(pipe, IMAGES, class_labels=labels.flip(0)).values, whole.values)
+    with pytest.raises(ValueError, match="class-conditional; give class_labels"):
+        bits_per_dim(pipe, IMAGES)
+
+
+def measure(folder: str) -> None:
+    accelerator = Accelerator(cpu=True)
+    for method in ("bound", "estimate", "ode"):
+        result = bits_per_dim(make_pipe(), IMAGES, accelerator, method, batch_size=2, num_steps=5)
+        torch.save(result.values, f"{folder}/{method}_{accelerator.num_processes}_{accelerator.process_index}.pt")
+
+
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        start_processes_of(processes, measure, str(tmp_path))
+    for method in ("bound", "estimate", "ode"):
+        one, first, second = (
+            torch.load(tmp_path / f"{method}_{name}.pt", weights_only=True) for name in ("1_0", "2_0", "2_1")
+        )
+        assert torch.equal(one, first)
+        assert torch.equal(first, second)
+
+
+def test_bad_input() -> None:
+    pipe = make_pipe()
+    with pytest.raises(ValueError, match="method='elbo' is not known; use one of bound, estimate, ode"):
+        bits_per_dim(pipe, IMAGES, method="elbo")
+    with pytest.raises(ValueError, match=r"uint8 images, \(N, C, H, W\), N >= 1; these are \(7, 1, 8, 8\) of float32"):
+        bits_per_dim(pipe, IMAGES.float())
+    euler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="of ddpm_hf, and this pipeline has a EulerDiscreteScheduler"):
+        bits_per_dim(DDPMCustomPipeline(pipe.unet, euler), IMAGES)
+    with pytest.raises(ValueError, match="timesteps_per_image=0 must be at least 1"):
+        bits_per_dim(pipe, IMAGES, method="estimate", timesteps_per_image=0)
+
+
+def test_the_plot_of_the_terms_is_a_picture(tmp_path: Path) -> None:
+    save_bound(tmp_path / "plots" / "bound.png", torch.rand(3, 13) + 0.1)
+    with Image.open(tmp_path / "plots" / "bound.png") as picture:
+        assert picture.size == (720, 480)
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["bound.png"]
