@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from diffusers import SchedulerMixin  # noqa: F401  # diffusers' loader looks for it beside the class
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
