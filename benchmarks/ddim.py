@@ -23,7 +23,7 @@ from ddpm_hf.manifest import weights_hash
 from ddpm_hf.metrics import DigitsFeatures
 from ddpm_hf.metrics.fid import mean_and_covariance
 from ddpm_hf.metrics.scores import fid
-from ddpm_hf.sampling.denoising import sample_images
+from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 
 ETAS = (0.0, 1.0)
 BATCH_SIZE = 250
@@ -62,7 +62,7 @@ def figures_of(
     network = DigitsFeatures.load()
     for eta in ETAS:
         start = time.perf_counter()
-        images = sample_images(pipe.unet, scheduler, num_images, batch_size=BATCH_SIZE, eta=eta)
+        images = sample_images(pipe.unet, scheduler, range(num_images), SamplingOptions(eta, batch_size=BATCH_SIZE))
         figures["seconds per image"] = (time.perf_counter() - start) / num_images
         score = fid(network(images), *reference, bootstrap=50)["fid"]
         figures |= {f"FID, eta {eta:g}": score.value, f"error, eta {eta:g}": score.error}

@@ -19,7 +19,7 @@ from ddpm_hf import DDPMCustomPipeline
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images
 from ddpm_hf.metrics import DigitsFeatures, frechet_distance, precision_recall
-from ddpm_hf.sampling.denoising import sample_images
+from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 
 CLASSES = 10
 
@@ -45,11 +45,9 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
         images = sample_images(
             pipe.unet,
             pipe.scheduler,
-            arguments.num_images,
-            seed=arguments.seed,
+            range(arguments.seed, arguments.seed + arguments.num_images),
+            SamplingOptions(eta=1.0, guidance_scale=scale),
             class_labels=labels,
-            guidance_scale=scale,
-            eta=1.0,
         )
         record.add({"scale": scale, **figures(images, labels, real, network)})
     assert held_out.labels is not None

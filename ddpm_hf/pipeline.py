@@ -19,7 +19,8 @@ from ddpm_hf.hub.repository import Repository, told_in_one_sentence
 from ddpm_hf.images import to_pil, to_uint8, to_unit_range
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import generators_of
-from ddpm_hf.sampling.denoising import denoise, image_shape
+from ddpm_hf.sampling.denoising import DEFAULT, OnStep, SamplingOptions, denoise, image_shape
+from ddpm_hf.sampling.samplers import check_scheduler, check_start
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 
@@ -84,7 +85,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
                 in how many is measured in docs/benchmarks.md (few_steps): UniPC, in 5 to 50.
             timesteps: the times to visit, descending, in place of S.
             timestep_spacing: how S times are chosen, in place of the scheduler's own; one of
-                `time_grids.TIMESTEP_SPACINGS`.
+                `timestep_spacing.TIMESTEP_SPACINGS`.
             eta: 0 (DDIM) .. 1 (DDPM's noise), for a DDIMScheduler.
             use_clipped_model_output: see `DDIMScheduler.step`; None is True with guidance, else False.
             class_labels: one for all, or one per image.
@@ -107,32 +108,55 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         if class_labels is not None:
             class_labels = torch.as_tensor(class_labels, dtype=torch.int64, device=device).expand(batch_size)
         self._set_timesteps(num_inference_steps, timesteps, timestep_spacing)
+        check_start(self.scheduler)
+        noise = randn_tensor((batch_size, *image_shape(self.unet)), generator, device=device, dtype=self.unet.dtype)
 
-        def on_step(i: int, t: Tensor, x_s: Tensor, x_0: Tensor | None) -> Tensor:
+        def on_step(i: int, t: Tensor, x_s: Tensor, x_0: Tensor | None) -> Tensor | None:
             assert callback_on_step_end is not None
             changed = callback_on_step_end(self, i, t, {"sample": x_s, "pred_original_sample": x_0})
-            return changed.get("sample", x_s) if changed else x_s
+            return changed.get("sample") if changed else None
 
-        noise = randn_tensor((batch_size, *image_shape(self.unet)), generator, device=device, dtype=self.unet.dtype)
-        x_0 = denoise(
-            self.unet,
-            self.scheduler,
+        x_0 = self.denoise(
             noise,
+            SamplingOptions(eta, guidance_scale, use_clipped_model_output),
             generator=generator,
             class_labels=class_labels,
-            guidance_scale=guidance_scale,
             on_step=on_step if callback_on_step_end else None,
-            progress=self.progress_bar,
-            eta=eta,
-            use_clipped_model_output=use_clipped_model_output,
         )
         self.maybe_free_model_hooks()
         images = _as_output(x_0, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    def denoise(
+        self,
+        x_t: Tensor,
+        options: SamplingOptions = DEFAULT,
+        *,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        class_labels: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """`sampling.denoising.denoise` by this pipeline's network and scheduler, with a progress bar."""
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+
+            def counted(i: int, t: Tensor, x_s: Tensor, x_0: Tensor | None) -> Tensor | None:
+                bar.update()
+                return on_step(i, t, x_s, x_0) if on_step else None
+
+            return denoise(
+                self.unet,
+                self.scheduler,
+                x_t,
+                options,
+                generator=generator,
+                class_labels=class_labels,
+                on_step=counted,
+            )
+
     def _set_timesteps(
         self, num_inference_steps: int | None, timesteps: Sequence[int] | None, timestep_spacing: str | None
     ) -> None:
+        check_scheduler(self.scheduler)
         if timesteps is None and num_inference_steps is None:
             total = self.scheduler.config.num_train_timesteps
             num_inference_steps = total if isinstance(self.scheduler, DDPMScheduler) else min(50, total)

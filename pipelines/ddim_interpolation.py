@@ -43,7 +43,7 @@ class DDIMInterpolationPipeline(ddpm_hf.DDPMCustomPipeline):
     def decode(self, latents: Tensor, num_inference_steps: int = 100) -> Tensor:
         """The images of x_T, (B, C, H, W), on the grid of S steps: about [-1, 1]."""
         self.scheduler.set_timesteps(num_inference_steps)
-        return ddpm_hf.sampling.denoising.denoise(self.unet, self.scheduler, latents, progress=self.progress_bar)
+        return self.denoise(latents)
 
     def __call__(
         self, start: Tensor, end: Tensor, num_images: int = 8, num_inference_steps: int = 100

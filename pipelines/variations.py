@@ -58,7 +58,7 @@ class VariationsPipeline(ddpm_hf.DDPMCustomPipeline):
             noise = torch.cat([torch.randn(1, *x.shape[1:], generator=g) for g in generator]).to(x)
             x = self.scheduler.diffusion.q_sample(x, left[0], noise)
             self.scheduler.set_timesteps(timesteps=left)
-            options = {"generator": generator, "eta": eta, "progress": self.progress_bar}
-            x = ddpm_hf.sampling.denoising.denoise(self.unet, self.scheduler, x, **options)
+            options = ddpm_hf.sampling.denoising.SamplingOptions(eta)
+            x = self.denoise(x, options, generator=generator)
         pixels = ddpm_hf.images.to_unit_range(x) if output_type == "pt" else ddpm_hf.images.to_uint8(x)
         return ImagePipelineOutput(images=pixels if output_type == "pt" else ddpm_hf.images.to_pil(pixels))

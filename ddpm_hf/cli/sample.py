@@ -27,22 +27,10 @@ from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository, told_in_on
 from ddpm_hf.launch import environment, start_processes
 from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
-from ddpm_hf.sampling.denoising import options_for
+from ddpm_hf.sampling.denoising import SamplingOptions, step_options_of
 from ddpm_hf.sampling.image_files import PNGFolder, sample_files
-from ddpm_hf.schedulers.ddim import DDIMScheduler
-from ddpm_hf.schedulers.ddpm import DDPMScheduler
+from ddpm_hf.sampling.samplers import SamplerName, check_sampler, check_start, make_scheduler
 
-SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
-    "ddim": (DDIMScheduler, {}),
-    "ddpm": (DDPMScheduler, {}),
-    "deis": (diffusers.DEISMultistepScheduler, {}),
-    "dpmsolver++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "euler": (diffusers.EulerDiscreteScheduler, {}),
-    "euler_ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
-    "heun": (diffusers.HeunDiscreteScheduler, {}),
-    "pndm": (diffusers.PNDMScheduler, {}),
-    "unipc": (diffusers.UniPCMultistepScheduler, {}),
-}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -55,7 +43,7 @@ class SampleConfig:
         output: Folder for the images and their manifest.json; the same command again makes what is missing in it.
         num_images: How many images there will be, of the seeds from seed to seed + num_images - 1.
         seed: Of the first image.
-        scheduler: Who takes the steps; ddim and ddpm are this package's, the others diffusers'. null: the checkpoint's.
+        scheduler: The sampler; ddim and ddpm are this package's, the others diffusers'. null: the checkpoint's own.
         num_inference_steps: Steps from noise to image.
         timestep_spacing: Which times are visited, such as quadratic; the checkpoint's own when null.
         eta: From 0 (DDIM) to 1 (DDPM's noise), for ddim.
@@ -79,7 +67,7 @@ class SampleConfig:
     output: Path
     num_images: int = 50_000
     seed: int = 0
-    scheduler: str | None = None
+    scheduler: SamplerName | None = None
     num_inference_steps: int = 100
     timestep_spacing: str | None = None
     eta: float = 0.0
@@ -103,8 +91,8 @@ class SampleConfig:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed} and must be 0 or more")
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise ValueError(f"scheduler is {self.scheduler!r} and must be one of {', '.join(SCHEDULERS)}")
+        if self.scheduler is not None:
+            check_sampler(self.scheduler, self.timestep_spacing, self.eta)
         if self.show is not None:
             check_kind(self.show, self.num_images)
         if self.push_to_hub is not None and self.format != "parquet":
@@ -170,13 +158,14 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         "show": config.show,
         "dtype": config.dtype,
     }
-    options_for(pipe.scheduler, {"eta": config.eta})  # refuses one that the scheduler lacks, before anything is written
+    options = SamplingOptions(config.eta, config.guidance_scale, batch_size=config.batch_size)
+    step_options_of(pipe.scheduler, options)  # refuses one that the scheduler lacks, before anything is written
+    check_start(pipe.scheduler)
     check_same_settings(config.output, settings)
     if config.show is not None:
         if not accelerator.is_main_process:
             return ""
-        options = {"guidance_scale": config.guidance_scale, "eta": config.eta}
-        pictures = show(config.show, pipe.unet, pipe.scheduler, seeds, labels, **options)
+        pictures = show(config.show, pipe.unet, pipe.scheduler, seeds, labels, options)
         write_manifest(config.output, settings, environment(accelerator))
         return save(pictures, config.output)
     if config.push_to_hub:
@@ -204,21 +193,20 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
 def load_pipeline(config: SampleConfig) -> tuple[DDPMCustomPipeline, str | None]:
     """The pipeline with the wanted scheduler, and the commit it came from, for a model on the Hub."""
     folder, commit = config.model, None
-    scheduler: Any
-    options: dict[str, Any]
     check_local_folder(Path(config.model))
     if not Path(config.model).exists():
         with told_in_one_sentence(config.model):
             folder = DDPMCustomPipeline.download(config.model, revision=config.revision)
         commit = Path(folder).name
     pipe = DDPMCustomPipeline.from_pretrained(folder, dtype=DTYPES[config.dtype])
-    scheduler, options = type(pipe.scheduler), {}
+    own = pipe.scheduler.config
     if config.scheduler is not None:
-        scheduler, options = SCHEDULERS[config.scheduler]
-    if config.timestep_spacing is not None:
-        options = {**options, "timestep_spacing": config.timestep_spacing}
-    # Through register_modules, so that the pipeline knows the new one as its own.
-    pipe.register_modules(scheduler=scheduler.from_config(pipe.scheduler.config, **options))
+        scheduler = make_scheduler(own, config.scheduler, config.timestep_spacing)
+    elif config.timestep_spacing is not None:
+        scheduler = type(pipe.scheduler).from_config(own, timestep_spacing=config.timestep_spacing)
+    else:
+        return pipe, commit
+    pipe.register_modules(scheduler=scheduler)  # so that the pipeline knows it as its own
     return pipe, commit
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_hf.images import image_grid, save_png
-from ddpm_hf.sampling.denoising import sample_images
+from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.sampling.pictures import (
     denoising_frames,
     denoising_path,
@@ -16,7 +16,7 @@ from ddpm_hf.sampling.pictures import (
     save_gif,
     scale_of,
 )
-from ddpm_hf.schedulers.ddim import DDIMScheduler
+from ddpm_hf.sampling.samplers import sampler_of
 
 KINDS = {"denoising": range(1, 17), "interpolation": range(2, 17), "grid": range(1, 1025)}
 """Each with the numbers of images that it may have."""
@@ -38,7 +38,7 @@ def check_kind(kind: str, num_images: int) -> None:
 
 
 def show(
-    kind: str, unet: Any, scheduler: Any, seeds: range, labels: Tensor | None, **options: Any
+    kind: str, unet: Any, scheduler: Any, seeds: range, labels: Tensor | None, options: SamplingOptions
 ) -> dict[str, list[Image.Image]]:
     """Draw the pictures: the name of each file, and its frames.
 
@@ -48,22 +48,23 @@ def show(
         scheduler: with its grid of times set.
         seeds: of the images.
         labels: int64, one for each image, or None.
-        options: as in `sampling.denoise`.
+        options: as in `denoise`.
 
     Raises:
         ValueError: if the scheduler cannot draw such a picture.
     """
     labels = None if labels is None else labels.to(unet.device)
     if kind == "grid":
-        images = sample_images(unet, scheduler, len(seeds), seed=seeds[0], class_labels=labels, **options)
+        images = sample_images(unet, scheduler, seeds, options, class_labels=labels)
         return {"grid.png": [image_grid(images, scale=scale_of(images))]}
     if kind == "interpolation":
-        if not isinstance(scheduler, DDIMScheduler) or options.get("eta"):
+        sampler = sampler_of(scheduler)
+        if sampler is None or sampler.is_stochastic or options.eta:
             raise ValueError(
                 "show interpolation needs a sampler without noise of its own; give --scheduler ddim --eta 0"
             )
-        return {"interpolation.png": [interpolation(unet, scheduler, seeds, labels, **options)]}
-    path = denoising_path(unet, scheduler, seeds, labels, **options)
+        return {"interpolation.png": [interpolation(unet, scheduler, seeds, options, labels)]}
+    path = denoising_path(unet, scheduler, seeds, options, labels)
     return {"denoising.png": [denoising_strip(*path)], "denoising.gif": denoising_frames(*path)}
 
 

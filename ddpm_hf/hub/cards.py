@@ -210,7 +210,8 @@ def _use(subject: Subject) -> str:
         again = (
             "\nThe images that were scored, and the training run with its scores again:\n\n```bash\n"
             f"ddpm-hf-sample --model {subject.repository} --output samples --num_images {count} --seed {first} "
-            f"--scheduler ddim --num_inference_steps {evaluation['num_inference_steps']} "
+            f"--scheduler {evaluation.get('sampler', 'ddim')} "
+            f"--num_inference_steps {evaluation['num_inference_steps']} "
             f"--timestep_spacing {evaluation['timestep_spacing']} --eta {evaluation['eta']:g}{of_classes}\n"
         )
         if subject.results.get("scores"):

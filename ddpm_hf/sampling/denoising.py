@@ -1,8 +1,10 @@
 """From noise, or from seeds, to images: the reverse process run by any scheduler, on one process or many."""
 
+import copy
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +16,32 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.images import to_uint8
 from ddpm_hf.randomness import generators_of
+from ddpm_hf.sampling.samplers import check_start
 
 logger = logging.getLogger(__name__)
 
-OnStep = Callable[[int, Tensor, Tensor, Tensor | None], Tensor]
-"""(index of the step, t, x_s, predicted x_0 or None) -> the x_s to go on with."""
+OnStep = Callable[[int, Tensor, Tensor, Tensor | None], Tensor | None]
+"""(index of the step, t, x_s, predicted x_0 or None) -> the x_s to go on with; None leaves it."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a scheduler and a network are used, besides the timesteps, which are the scheduler's.
+
+    Args:
+        eta: 0 (DDIM) .. 1 (DDPM's noise), for a scheduler that has it.
+        guidance_scale: w of unconditional + w (conditional - unconditional); 1 is no guidance.
+        use_clipped_model_output: see `DDIMScheduler.step`; None is True with guidance, else False.
+        batch_size: images computed at once, where there are more.
+    """
+
+    eta: float = 0.0
+    guidance_scale: float = 1.0
+    use_clipped_model_output: bool | None = None
+    batch_size: int = 128
+
+
+DEFAULT = SamplingOptions()
 
 
 def image_shape(unet: Any) -> tuple[int, int, int]:
@@ -51,27 +74,25 @@ def denoise(
     unet: Any,
     scheduler: Any,
     x_t: Tensor,
+    options: SamplingOptions = DEFAULT,
     *,
     generator: torch.Generator | list[torch.Generator] | None = None,
     class_labels: Tensor | None = None,
-    guidance_scale: float = 1.0,
     on_step: OnStep | None = None,
-    progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
-    **step_options: Any,
 ) -> Tensor:
     """Run the reverse process over the scheduler's present grid.
 
+    The steps are taken by a copy of the scheduler. Many of diffusers' remember the steps before, and the next batch
+    must not begin with those of this one.
+
     Args:
         unet: called as unet(x_t, t, class_labels).
-        scheduler: any diffusers scheduler whose `set_timesteps` has been called.
+        scheduler: any diffusers scheduler whose `set_timesteps` has been called, and that has taken no step since.
         x_t: (B, C, H, W), noise of unit variance, on the network's device.
+        options: of which `batch_size` says nothing here.
         generator: for the noise of later steps; one, or one per image.
         class_labels: int64 (B,) on the network's device.
-        guidance_scale: w of unconditional + w (conditional - unconditional); 1 is no guidance.
         on_step: sees, and may change, each step's result.
-        progress: wraps the times, for a progress bar.
-        step_options: for `scheduler.step`, such as eta; one that it does not take must be None or 0. With guidance
-            `use_clipped_model_output` is True unless given.
 
     Returns:
         (B, C, H, W) of about [-1, 1].
@@ -80,7 +101,9 @@ def denoise(
         ValueError: for a step option that this scheduler lacks, guidance without class labels, or images with
             numbers that are not finite.
     """
-    options = options_for(scheduler, {"generator": generator, **step_options})
+    guidance_scale = options.guidance_scale
+    step_options = step_options_of(scheduler, options, generator)
+    scheduler = copy.deepcopy(scheduler)
     unconditional = None
     if guidance_scale != 1.0 and unet.config.num_class_embeds is None:
         logger.warning("guidance_scale=%s does nothing: this UNet knows no classes.", guidance_scale)
@@ -90,11 +113,11 @@ def denoise(
         # Guidance drives the predicted x_0 out of its range. Once that is clipped, the noise must be the one that makes
         # x_t of it: with the other, guided digits at eta = 0 turn into other digits.
         if "use_clipped_model_output" in inspect.signature(scheduler.step).parameters:
-            options.setdefault("use_clipped_model_output", True)
+            step_options.setdefault("use_clipped_model_output", True)
         # The last class stands for "no class" (Ho & Salimans 2022).
         unconditional = torch.full_like(class_labels, unet.config.num_class_embeds - 1)
     x_t = x_t * scheduler.init_noise_sigma
-    for i, t in enumerate(progress(scheduler.timesteps)):
+    for i, t in enumerate(scheduler.timesteps):
         model_input = scheduler.scale_model_input(x_t, t)
         if unconditional is None or class_labels is None:
             model_output = unet(model_input, t, class_labels).sample
@@ -104,10 +127,11 @@ def denoise(
             model_output = without + guidance_scale * (given - without)
             # The asked class's own variance, where one is learned: beyond it lies nothing that it could mean.
             model_output[:, x_t.shape[1] :] = given[:, x_t.shape[1] :]
-        result = scheduler.step(model_output, t, x_t, **options)
+        result = scheduler.step(model_output, t, x_t, **step_options)
         x_t = result.prev_sample
         if on_step is not None:
-            x_t = on_step(i, t, x_t, getattr(result, "pred_original_sample", None))
+            changed = on_step(i, t, x_t, getattr(result, "pred_original_sample", None))
+            x_t = x_t if changed is None else changed
     spoilt = len(x_t) - int(x_t.flatten(1).isfinite().all(dim=1).sum())
     if spoilt:
         raise ValueError(
@@ -117,68 +141,74 @@ def denoise(
     return x_t
 
 
-def options_for(scheduler: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Those that `scheduler.step` takes; one that it lacks may only say what it would do anyway."""
+def step_options_of(scheduler: Any, options: SamplingOptions, generator: Any = None) -> dict[str, Any]:
+    """Keyword arguments for `scheduler.step`; an option that it lacks may only say what it would do anyway.
+
+    Raises:
+        ValueError: if another one was given.
+    """
     known = inspect.signature(scheduler.step).parameters
-    for name, value in options.items():
-        if name not in known and name != "generator" and value:
+    wanted = {"eta": options.eta, "use_clipped_model_output": options.use_clipped_model_output}
+    for name, value in wanted.items():
+        if name not in known and value:
             raise ValueError(
                 f"{type(scheduler).__name__} has no {name}, and {name}={value!r} was given; use DDIMScheduler."
             )
-    return {name: value for name, value in options.items() if name in known and value is not None}
+    wanted["generator"] = generator
+    return {name: value for name, value in wanted.items() if name in known and value is not None}
 
 
 def sample_images(
     unet: Any,
     scheduler: Any,
-    num_images: int,
+    seeds: range,
+    options: SamplingOptions = DEFAULT,
     *,
-    seed: int = 0,
-    batch_size: int = 128,
     class_labels: Tensor | None = None,
     accelerator: Accelerator | None = None,
     show_progress: bool = False,
-    **options: Any,
 ) -> Tensor:
-    """Images 0 .. num_images-1, where image i is made from seed + i alone, shared out over all processes.
+    """The images of some seeds, each made from its own seed alone, shared out over all processes.
 
     Batches are cut from the whole, so any number of processes computes the same ones, to the same bits.
 
     Args:
         unet: the network, on its device; evaluated without dropout.
         scheduler: with its grid set.
-        num_images: N, the same on every process.
-        seed: of image 0.
-        batch_size: images computed at once.
+        seeds: N of them, the same on every process.
+        options: how each batch is drawn.
         class_labels: int64 (N,).
         accelerator: its processes share the work; None for this process alone.
         show_progress: a bar with images, rate and ETA.
-        options: as in `denoise`.
 
     Returns:
         uint8 (N, C, H, W) on the CPU, the same on every process.
+
+    Raises:
+        ValueError: as `denoise`, or if the scheduler cannot draw images from noise with such a network.
     """
+    check_start(scheduler)
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = next(unet.parameters()).device
-    images = torch.zeros(num_images, *image_shape(unet), dtype=torch.uint8, device=device)
+    images = torch.zeros(len(seeds), *image_shape(unet), dtype=torch.uint8, device=device)
     sharded = [module for module in unet.modules() if isinstance(module, FSDPModule)]
     was_training = unet.training
     unet.eval()
-    starts = range(0, num_images, processes * batch_size)
+    starts = range(0, len(seeds), processes * options.batch_size)
     for first in tqdm(starts, desc="sampling", unit="batch", disable=not show_progress, leave=False):
-        start = first + rank * batch_size
-        is_left_over = start >= num_images
+        start = first + rank * options.batch_size
+        is_left_over = start >= len(seeds)
         if is_left_over and not sharded:
             break
         if is_left_over:
             start = 0  # for nothing, but the others' shares of the network are used by all processes at each step
-        stop = min(start + batch_size, num_images)
-        generators = generators_of(range(seed + start, seed + stop))
+        stop = min(start + options.batch_size, len(seeds))
+        generators = generators_of(seeds[start:stop])
         noise = randn_tensor((stop - start, *image_shape(unet)), generator=generators, device=device, dtype=unet.dtype)
         labels = None if class_labels is None else class_labels[start:stop].to(device)
-        drawn = to_uint8(denoise(unet, scheduler, noise, generator=generators, class_labels=labels, **options))
+        x_0 = denoise(unet, scheduler, noise, options, generator=generators, class_labels=labels)
         if not is_left_over:
-            images[start:stop] = drawn
+            images[start:stop] = to_uint8(x_0)
     unet.train(was_training)
     for module in sharded:
         module.reshard()  # or it would go on with these whole weights when the sharded ones have changed

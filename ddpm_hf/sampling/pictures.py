@@ -13,14 +13,19 @@ from torch import Tensor
 
 from ddpm_hf.images import image_grid, to_uint8
 from ddpm_hf.randomness import generators_of
-from ddpm_hf.sampling.denoising import denoise, image_shape, slerp
+from ddpm_hf.sampling.denoising import DEFAULT, SamplingOptions, denoise, image_shape, slerp
+from ddpm_hf.sampling.samplers import check_start
 
 PIXELS = 32
 """Small images are enlarged to about this side."""
 
 
 def denoising_path(
-    unet: Any, scheduler: Any, seeds: Sequence[int], class_labels: Tensor | None = None, **options: Any
+    unet: Any,
+    scheduler: Any,
+    seeds: Sequence[int],
+    options: SamplingOptions = DEFAULT,
+    class_labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Every x_t of some images, and the x_0 that the network predicts from it.
 
@@ -28,8 +33,8 @@ def denoising_path(
         unet: the network.
         scheduler: with its grid of S times set.
         seeds: of the B images; each is what its seed gives in any batch.
+        options: as in `denoise`.
         class_labels: int64 (B,).
-        options: as in `sampling.denoise`.
 
     Returns:
         Two of uint8 (S + 1, B, C, H, W): the last of both is the finished image.
@@ -37,18 +42,18 @@ def denoising_path(
     Raises:
         ValueError: if the scheduler does not say what x_0 it predicts.
     """
+    check_start(scheduler)
     generators = generators_of(seeds)
     noise = _noise(unet, generators)
     samples, predictions = [noise], []
 
-    def remember(i: int, t: Tensor, x_s: Tensor, x_0: Tensor | None) -> Tensor:
+    def remember(i: int, t: Tensor, x_s: Tensor, x_0: Tensor | None) -> None:
         if x_0 is None:
             raise ValueError(f"{type(scheduler).__name__} does not say what image it predicts; use ddim or ddpm.")
         samples.append(x_s)
         predictions.append(x_0)
-        return x_s
 
-    denoise(unet, scheduler, noise, generator=generators, class_labels=class_labels, on_step=remember, **options)
+    denoise(unet, scheduler, noise, options, generator=generators, class_labels=class_labels, on_step=remember)
     both = [torch.stack([to_uint8(x).cpu() for x in path]) for path in (samples, [*predictions, samples[-1]])]
     return both[0], both[1]
 
@@ -78,9 +83,9 @@ def interpolation(
     unet: Any,
     scheduler: Any,
     seeds: Sequence[int],
+    options: SamplingOptions = DEFAULT,
     class_labels: Tensor | None = None,
     columns: int = 11,
-    **options: Any,
 ) -> Image.Image:
     """From the image of each seed to that of the next, a row each (Song et al. 2021, figure 6).
 
@@ -91,16 +96,17 @@ def interpolation(
         unet: the network.
         scheduler: a deterministic one, with its grid of times set.
         seeds: two or more.
+        options: as in `denoise`.
         class_labels: int64, one for each seed; a row has that of its first.
         columns: images in a row, both ends included.
-        options: as in `sampling.denoise`.
     """
+    check_start(scheduler)
     noise = _noise(unet, generators_of(seeds))
     shares = torch.linspace(0, 1, columns)
     rows = [torch.stack([slerp(start, end, share) for share in shares]) for start, end in pairwise(noise)]
     labels = [None] * len(rows) if class_labels is None else [label.expand(columns) for label in class_labels[:-1]]
     images = [
-        to_uint8(denoise(unet, scheduler, row, class_labels=label, **options))
+        to_uint8(denoise(unet, scheduler, row, options, class_labels=label))
         for row, label in zip(rows, labels, strict=True)
     ]
     return image_grid(torch.cat(images), columns, scale_of(noise))

@@ -16,8 +16,7 @@ from ddpm_hf.metrics.extractors import load_extractor
 from ddpm_hf.metrics.reference import FeatureExtraction
 from ddpm_hf.metrics.scores import fewest_images, scores_of
 from ddpm_hf.models.unet_2d import UNet2DModel
-from ddpm_hf.sampling.denoising import sample_images
-from ddpm_hf.schedulers.ddim import DDIMScheduler
+from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.training.settings import Config
 
 Scores = dict[str, dict[str, float]]
@@ -32,7 +31,7 @@ class Evaluation:
     Args:
         config: The run's settings.
         data: Its training images.
-        sampler: With its grid of timesteps.
+        sampler: A scheduler with its grid of timesteps.
         accelerator: Its processes share the work.
         show_progress: A bar while images are drawn.
 
@@ -41,7 +40,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, config: Config, data: ImageSource, sampler: DDIMScheduler, accelerator: Accelerator, show_progress: bool
+        self, config: Config, data: ImageSource, sampler: Any, accelerator: Accelerator, show_progress: bool
     ) -> None:
         self._settings = settings = config.evaluation
         self._sampler = sampler
@@ -91,17 +90,15 @@ class Evaluation:
 
     def draw(self, unet: UNet2DModel, num_images: int) -> Tensor:
         """Images 0 .. num_images-1 of the run, uint8 ``(N, C, H, W)``; of classes 0, 1, 2, ... in turn."""
+        settings = self._settings
         return sample_images(
             unet,
             self._sampler,
-            num_images,
-            seed=self.first_seed,
-            batch_size=self._settings.batch_size,
+            range(self.first_seed, self.first_seed + num_images),
+            SamplingOptions(settings.eta, settings.guidance_scale, batch_size=settings.batch_size),
             class_labels=self._labels_of(num_images),
             accelerator=self._accelerator,
             show_progress=self._show_progress,
-            eta=self._settings.eta,
-            guidance_scale=self._settings.guidance_scale,
         )
 
     def _labels_of(self, num_images: int) -> Tensor | None:

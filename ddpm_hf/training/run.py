@@ -26,6 +26,7 @@ from ddpm_hf.manifest import write_json
 from ddpm_hf.metrics.figures import save_curve
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import seed_from
+from ddpm_hf.sampling.samplers import check_start, make_scheduler
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.settings import flat
@@ -86,13 +87,14 @@ class Run:
         torch.manual_seed(seed_from("weights", config.seed))
         unet = UNet2DModel(**config.model)
         self.scheduler = DDPMScheduler(**config.diffusion)
-        self.sampler = DDIMScheduler.from_config(
-            self.scheduler.config, timestep_spacing=config.evaluation.timestep_spacing
-        )
-        self.sampler.set_timesteps(config.evaluation.num_inference_steps, accelerator.device)
+        evaluation = config.evaluation
+        self.sampler = make_scheduler(self.scheduler.config, evaluation.sampler, evaluation.timestep_spacing)
+        self.sampler.set_timesteps(evaluation.num_inference_steps, accelerator.device)
+        check_start(self.sampler)
         # diffusers' DDIM fails on a network that learned its variance; its DDPM draws with it.
         is_learned = self.scheduler.config.variance_type.startswith("learned")
-        self.saved_scheduler = DDPMScheduler.from_config(self.sampler.config) if is_learned else self.sampler
+        ddim = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing=evaluation.timestep_spacing)
+        self.saved_scheduler = DDPMScheduler.from_config(ddim.config) if is_learned else ddim
         check_fit(self.data, unet, self.scheduler, training)
         self.objective = objective_of(self.scheduler, training)
         timesteps = timestep_sampler(training.timestep_sampling, len(self.scheduler), training.batch_size)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.sampling.samplers import SamplerName, check_sampler
 from ddpm_hf.settings import check, flat, plain
 
 
@@ -107,7 +108,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The images drawn at the end with the averaged weights and DDIM, and how they are scored.
+    """The images drawn at the end with the averaged weights, and how they are scored.
 
     Args:
         metrics: Scores of the images against all the training images.
@@ -117,9 +118,10 @@ class EvaluationConfig:
         held_out_split: A part of the data set that is not trained on; as many of its images as are drawn are scored
             too, which says what a perfect model would get. null: none are.
         num_images: Images to draw.
+        sampler: The sampler that draws them, as in ddpm-hf-sample.
         num_inference_steps: Steps of the sampler.
         timestep_spacing: How those steps lie on the training steps.
-        eta: Noise of the sampler: 0 is DDIM, 1 is DDPM on the same steps.
+        eta: Noise of the sampler ddim: 0 is DDIM, 1 is DDPM on the same steps.
         guidance_scale: Classifier-free guidance, for training with label_dropout; 1 is none.
         batch_size: Images drawn at a time, per process.
         grid_images: How many of the first images the grids of samples show.
@@ -134,6 +136,7 @@ class EvaluationConfig:
     extractor_weights: Path | None = None
     held_out_split: str | None = None
     num_images: int = 500
+    sampler: SamplerName = "ddim"
     num_inference_steps: int = 50
     timestep_spacing: Literal["leading", "trailing", "linspace", "quadratic"] = "leading"
     eta: float = 0.0
@@ -151,6 +154,7 @@ class EvaluationConfig:
         expected = "null, or evaluation.extractor must be given and fid be among evaluation.metrics"
         check(self.every is None or scored, "evaluation.every", self.every, expected)
         check(0 <= self.eta <= 1, "evaluation.eta", self.eta, "from 0 to 1")
+        check_sampler(self.sampler, self.timestep_spacing, self.eta)
 
 
 @dataclass(frozen=True)

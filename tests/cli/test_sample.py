@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, UNet2DModel
 from ddpm_hf.cli import sample
-from ddpm_hf.cli.sample import SCHEDULERS
 from ddpm_hf.sampling.image_files import PNGFolder, load_images
+from ddpm_hf.sampling.samplers import SAMPLERS
 from tests.runs import Started
 
 IMAGES = 200
@@ -178,7 +178,7 @@ def test_the_class_of_an_image_changes_it(tmp_path: Path) -> None:
     assert torch.equal(in_turn[1::2], other[1::2])
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_every_scheduler_draws_each_batch_from_a_fresh_start(model: Path, name: str) -> None:
     """Many of diffusers' remember the steps before: a second batch must not start from the first one's."""
 
@@ -196,11 +196,12 @@ def test_every_scheduler_draws_each_batch_from_a_fresh_start(model: Path, name: 
     ("arguments", "sentence"),
     [
         (["--batch_size", 0], "batch_size is 0 and must be at least 1"),
-        (["--scheduler", "dimm"], "scheduler is 'dimm' and must be one of ddim, ddpm"),
+        (["--scheduler", "dimm"], "scheduler was given 'dimm' and takes one of ['ddim', 'ddpm'"),
         (["--num_inference_step", 3], "the nearest one is 'num_inference_steps'"),
         (["--class_labels", "1"], "knows no classes"),
-        (["--scheduler", "ddpm", "--eta", 1], "DDPMScheduler has no eta"),
-        (["--scheduler", "unipc", "--timestep_spacing", "quadratic"], "quadratic"),
+        (["--scheduler", "ddpm", "--eta", 1], "the sampler ddpm has no eta, and eta is 1"),
+        (["--scheduler", "unipc", "--timestep_spacing", "quadratic"], "use one of leading, linspace, trailing"),
+        (["--num_inference_steps", 1, "--timestep_spacing", "leading"], "where images are nearly clean"),
         (["--num_inference_steps", 2000], "2000"),
         (["--model", "/no/such/folder"], "/no/such/folder does not exist"),
         (["--model", "nobody/nothing"], "nobody/nothing"),

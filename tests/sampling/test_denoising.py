@@ -12,7 +12,7 @@ import torch
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 from ddpm_hf.randomness import generators_of
-from ddpm_hf.sampling.denoising import denoise, sample_images
+from ddpm_hf.sampling.denoising import SamplingOptions, denoise, sample_images
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,13 +38,13 @@ def with_grid(scheduler: Any, steps: int = 6) -> Any:
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler])
 def test_an_image_depends_on_its_seed_and_not_on_its_batch(scheduler: Any) -> None:
     unet = make_unet()
-    images = sample_images(unet, with_grid(scheduler()), 10, seed=100, batch_size=10)
+    images = sample_images(unet, with_grid(scheduler()), range(100, 110), SamplingOptions(batch_size=10))
     assert images.dtype == torch.uint8
     assert images.shape == (10, 3, 8, 8)
     for batch_size in (1, 3, 7, 64):
-        other = sample_images(unet, with_grid(scheduler()), 10, seed=100, batch_size=batch_size)
+        other = sample_images(unet, with_grid(scheduler()), range(100, 110), SamplingOptions(batch_size=batch_size))
         assert (images.int() - other.int()).abs().max() <= 1  # one grey level: sums in another order
-    later = sample_images(unet, with_grid(scheduler()), 4, seed=106, batch_size=4)
+    later = sample_images(unet, with_grid(scheduler()), range(106, 110), SamplingOptions(batch_size=4))
     assert (images[6:].int() - later.int()).abs().max() <= 1
     assert unet.training, "sampling leaves the network as it was"
 
@@ -53,7 +53,7 @@ def test_the_pipeline_draws_the_same_images() -> None:
     unet = make_unet().eval()
     pipe = DDPMCustomPipeline(unet, DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
-    images = sample_images(unet, with_grid(DDIMScheduler()), 5, seed=3, batch_size=5, eta=0.5)
+    images = sample_images(unet, with_grid(DDIMScheduler()), range(3, 8), SamplingOptions(eta=0.5, batch_size=5))
     assert torch.equal(images, pipe(seeds=range(3, 8), num_inference_steps=6, eta=0.5, output_type="uint8").images)
 
 
@@ -66,9 +66,16 @@ def test_noise_is_bitwise_that_of_the_seed() -> None:
 def test_class_labels_go_with_their_images() -> None:
     unet = make_unet(num_class_embeds=4)
     labels = torch.tensor([0, 1, 2, 3, 0])
-    options = {"seed": 0, "guidance_scale": 2.0}
-    images = sample_images(unet, with_grid(DDIMScheduler()), 5, batch_size=5, class_labels=labels, **options)
-    other = sample_images(unet, with_grid(DDIMScheduler()), 5, batch_size=2, class_labels=labels, **options)
+    images, other = (
+        sample_images(
+            unet,
+            with_grid(DDIMScheduler()),
+            range(5),
+            SamplingOptions(guidance_scale=2.0, batch_size=batch_size),
+            class_labels=labels,
+        )
+        for batch_size in (5, 2)
+    )
     assert (images.int() - other.int()).abs().max() <= 1
 
 
@@ -94,7 +101,7 @@ def test_guidance_goes_for_the_image_and_leaves_the_variance_of_the_class() -> N
             return SimpleNamespace(prev_sample=x)
 
     x = torch.zeros(2, 1, 2, 2)
-    denoise(Network(), Scheduler(), x, class_labels=torch.tensor([0, 2]), guidance_scale=3.0)
+    denoise(Network(), Scheduler(), x, SamplingOptions(guidance_scale=3.0), class_labels=torch.tensor([0, 2]))
     (output,) = asked
     assert output[:, 0, 0, 0].tolist() == [3 + 3 * (0 - 3), 3 + 3 * (2 - 3)]
     assert output[:, 1, 0, 0].tolist() == [0, 2]
@@ -104,9 +111,9 @@ def test_guided_steps_take_the_noise_that_goes_with_the_clipped_image() -> None:
     unet, labels = make_unet(num_class_embeds=4).eval(), torch.tensor([0, 1])
     noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
-    def drawn(scale: float, **options: bool) -> torch.Tensor:
-        scheduler = with_grid(DDIMScheduler())
-        return denoise(unet, scheduler, noise, class_labels=labels, guidance_scale=scale, **options)
+    def drawn(scale: float, use_clipped_model_output: bool | None = None) -> torch.Tensor:
+        options = SamplingOptions(guidance_scale=scale, use_clipped_model_output=use_clipped_model_output)
+        return denoise(unet, with_grid(DDIMScheduler()), noise, options, class_labels=labels)
 
     assert torch.equal(drawn(3.0), drawn(3.0, use_clipped_model_output=True))
     assert not torch.equal(drawn(3.0), drawn(3.0, use_clipped_model_output=False))

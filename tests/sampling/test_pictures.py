@@ -12,6 +12,7 @@ from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler
 from ddpm_hf.cli import sample
 from ddpm_hf.images import to_uint8
 from ddpm_hf.randomness import generators_of
+from ddpm_hf.sampling.denoising import SamplingOptions
 from ddpm_hf.sampling.pictures import denoising_frames, denoising_path, denoising_strip, interpolation, save_gif
 from tests.cli.test_sample import make_model
 from tests.runs import Started
@@ -28,7 +29,7 @@ def pipe_of(folder: Path, **options: int) -> DDPMCustomPipeline:
 
 def test_the_path_goes_from_the_seeds_noise_to_its_image(tmp_path: Path) -> None:
     pipe = pipe_of(tmp_path)
-    samples, predictions = denoising_path(pipe.unet, pipe.scheduler, [5, 6], eta=1.0)
+    samples, predictions = denoising_path(pipe.unet, pipe.scheduler, [5, 6], SamplingOptions(eta=1.0))
     assert samples.shape == predictions.shape == (STEPS + 1, 2, 1, 8, 8)
     noise = torch.stack([torch.randn(1, 8, 8, generator=generator) for generator in generators_of([5, 6])])
     assert torch.equal(samples[0], to_uint8(noise))
@@ -65,7 +66,7 @@ def test_the_animation_has_a_frame_for_each_time_and_rests_at_the_end(tmp_path: 
 def test_an_interpolation_begins_and_ends_with_the_images_of_its_seeds(tmp_path: Path) -> None:
     pipe = pipe_of(tmp_path, num_class_embeds=4)
     labels = torch.tensor([3, 1, 0])
-    picture = np.asarray(interpolation(pipe.unet, pipe.scheduler, [7, 8, 9], labels, columns=4))
+    picture = np.asarray(interpolation(pipe.unet, pipe.scheduler, [7, 8, 9], class_labels=labels, columns=4))
     assert picture.shape == (2 * 33 - 1, 4 * 33 - 1)
     for row, (seeds, label) in enumerate([((7, 8), 3), ((8, 9), 1)]):
         ends = pipe(seeds=seeds, class_labels=[label] * 2, num_inference_steps=STEPS, output_type="uint8").images

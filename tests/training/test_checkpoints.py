@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from ddpm_hf import DDIMScheduler
 from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
 from ddpm_hf.models.unet_2d import UNet2DModel
-from ddpm_hf.sampling.denoising import sample_images
+from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, averages_of, restore, what_is_broken
 from ddpm_hf.training.ema import EMA
 from tests.runs import start_processes_of
@@ -67,7 +67,7 @@ def draw_with_the_average(state: TrainingState, accelerator: Accelerator) -> Non
     sampler = DDIMScheduler()
     sampler.set_timesteps(2)
     with state.ema.averaged_weights():
-        shared = sample_images(state.unet, sampler, 5, batch_size=2, accelerator=accelerator)
+        shared = sample_images(state.unet, sampler, range(5), SamplingOptions(batch_size=2), accelerator=accelerator)
         averages = averages_of(state)  # swapped: the weights themselves
     assert shared.float().std() > 10
     weights = dict(state.unet.named_parameters())
