@@ -92,7 +92,7 @@ class SampleConfig:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed} and must be 0 or more")
         if self.scheduler is not None:
-            check_sampler(self.scheduler, self.timestep_spacing, self.eta)
+            check_sampler(self.scheduler, self.timestep_spacing, self.eta, self.num_inference_steps)
         if self.show is not None:
             check_kind(self.show, self.num_images)
         if self.push_to_hub is not None and self.format != "parquet":

@@ -154,7 +154,7 @@ class EvaluationConfig:
         expected = "null, or evaluation.extractor must be given and fid be among evaluation.metrics"
         check(self.every is None or scored, "evaluation.every", self.every, expected)
         check(0 <= self.eta <= 1, "evaluation.eta", self.eta, "from 0 to 1")
-        check_sampler(self.sampler, self.timestep_spacing, self.eta)
+        check_sampler(self.sampler, self.timestep_spacing, self.eta, self.num_inference_steps)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ def test_a_card_says_how_to_make_its_scores_again() -> None:
         "ddpm-hf-evaluate --samples samples --reference me/pictures --reference_split 'train' "
         "--reference_resolution 32 --metrics fid kid --extractor inception --output scores\n"
     ) in text
+    unipc = {**CONFIG, "evaluation": {**EVALUATION, "sampler": "unipc"}}
+    assert "--seed 0 --scheduler unipc --num_inference_steps 5" in model_card(replace(SUBJECT, config=unipc), None)
     without = replace(SUBJECT, results={**SUBJECT.results, "scores": {"fid": {"samples": 3.25}}})
     assert "| | samples |\n| --- | --- |\n| FID | 3.25 |" in model_card(without, None)
 

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from pathlib import Path
 from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +85,14 @@ def test_each_batch_starts_anew(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_takes_its_fewest_steps(name: str) -> None:
+    unet, config = model()
+    scheduler = make_scheduler(config, name, "trailing")
+    scheduler.set_timesteps(SAMPLERS[name].fewest_steps)
+    assert abs(drawn(unet, scheduler).mean() - MEAN) < 0.1
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_the_table_says_which_add_noise(name: str) -> None:
     unet, config = model()
     scheduler = make_scheduler(config, name)
@@ -109,6 +118,8 @@ def test_what_a_sampler_is_not_right_for_is_refused() -> None:
         make_scheduler(model()[1], "unipc", "quadratic")
     with pytest.raises(ValueError, match=r"eta is 0\.5; make it 0, or use the sampler ddim"):
         check_sampler("ddpm", eta=0.5)
+    with pytest.raises(ValueError, match="pndm takes at least 4 steps, and num_inference_steps is 3"):
+        check_sampler("pndm", num_inference_steps=3)
     with pytest.raises(ValueError, match="'dimm' is not known; use one of ddim, ddpm"):
         check_sampler("dimm")
 
@@ -149,6 +160,20 @@ def test_a_grid_that_starts_where_images_are_clean_is_refused() -> None:
     denoise(pipe.unet, pipe.scheduler, x_t)  # an image with a little noise is no pure noise
 
 
+def test_a_start_among_half_clean_images_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    samplers._warn_once.cache_clear()
+    unet, config = model("v_prediction", beta_schedule="squaredcos_cap_v2")
+    scheduler = make_scheduler(config, "ddim")
+    with caplog.at_level(logging.WARNING, samplers.__name__):
+        for steps in (10, 2):
+            scheduler.set_timesteps(steps)
+            caplog.clear()
+            drawn(unet, scheduler)
+            assert [record.message[:60] for record in caplog.records] == (
+                ["The timesteps start at timestep 500 of 1000, where images are"[:60]] if steps == 2 else []
+            )
+
+
 def test_heun_is_warned_of_once_where_its_first_step_is_too_long(caplog: pytest.LogCaptureFixture) -> None:
     samplers._warn_once.cache_clear()
     said = {}
@@ -164,6 +189,14 @@ def test_heun_is_warned_of_once_where_its_first_step_is_too_long(caplog: pytest.
             said[beta_schedule, spacing] = len(caplog.records)
     assert [key for key, count in said.items() if count] == [("squaredcos_cap_v2", s) for s in ("linspace", "trailing")]
     assert max(said.values()) == 1
+
+
+def test_the_documentation_has_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    for name, row in SAMPLERS.items():
+        noise = "yes" if row.is_stochastic else "by eta" if row.has_eta else "no"
+        types = "all" if row.prediction_types is None else ", ".join(row.prediction_types)
+        assert f"| `{name}` | {row.description} | {noise} | {types} | {', '.join(row.timestep_spacings)} |\n" in page
 
 
 def test_the_table_is_read_without_torch() -> None:

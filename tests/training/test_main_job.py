@@ -27,6 +27,8 @@ from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images
 from ddpm_hf.images import image_grid
 from ddpm_hf.pipeline import DDPMCustomPipeline
+from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
+from ddpm_hf.sampling.samplers import make_scheduler
 
 ROOT = Path(__file__).parents[2]
 STEPS, IMAGES, SAMPLER_STEPS = 6, 8, 3
@@ -195,6 +197,18 @@ def test_a_conditional_network_trains_on_labels_of_another_data_set(
     }  # fmt: skip
 
 
+def test_any_sampler_of_the_table_draws_the_images_that_are_scored(train: Any) -> None:
+    few = ["--evaluation.extractor", "null", "--training.steps", "2", "--evaluation.num_inference_steps", "4"]
+    run = train("unipc", *few, "--evaluation.sampler", "unipc", "--evaluation.eta", "0")
+    pipeline = DDPMCustomPipeline.from_pretrained(run)
+    assert isinstance(pipeline.scheduler, DDIMScheduler)
+    sampler = make_scheduler(pipeline.scheduler.config, "unipc")
+    sampler.set_timesteps(4)
+    images = sample_images(pipeline.unet, sampler, range(IMAGES), SamplingOptions(batch_size=3))
+    with Image.open(run / "samples" / "grid.png") as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(image_grid(images, scale=4)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -209,6 +223,9 @@ def test_a_conditional_network_trains_on_labels_of_another_data_set(
         (["--data.name", "my.parquet"], 2, "my.parquet"),
         (["--evaluation.held_out_split", "no"], 2, "no"),
         (["--evaluation.num_inference_steps", "1001"], 2, "1001"),
+        (["--evaluation.num_inference_steps", "1"], 2, "images are nearly clean"),
+        (["--evaluation.sampler", "unipc"], 2, "the sampler unipc has no eta, and eta is 1; make it 0"),
+        (["--evaluation.sampler", "edm"], 2, "edm"),
         (["--training.gradient_accumulation_steps", "3"], 2, "use 15 or 18"),
         (["--diffusion.beta_schedule", "wavy"], 2, "wavy"),
         (["--model.down_block_types", "[DownBlock2D]"], 2, "block"),
