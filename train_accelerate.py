@@ -79,8 +79,8 @@ def train(run: Run) -> None:
             with accelerator.accumulate(model):
                 x_t = diffusion.q_sample(batch.x_0, batch.t, batch.noise)
                 # prepare() has put autocast round the network and only there: noise, target and loss stay float32.
-                output = model(x_t, batch.t, batch.labels).sample
-                loss = training_loss(diffusion, output, batch.x_0, batch.noise, batch.t, **run.objective)
+                output = run.denoiser.output(x_t, batch.t, batch.labels)
+                loss = training_loss(run.denoiser, output, batch.x_0, batch.noise, batch.t, run.objective)
                 accelerator.backward((batch.weights * loss).mean())
             losses.append(loss.detach())
 

@@ -17,7 +17,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 import ddpm_hf
-from ddpm_hf.sampling.denoising import slerp
+from ddpm_hf.sampling.denoising import network_of, slerp
 
 
 class DDIMInterpolationPipeline(ddpm_hf.DDPMCustomPipeline):
@@ -30,13 +30,13 @@ class DDIMInterpolationPipeline(ddpm_hf.DDPMCustomPipeline):
     def encode(self, images: Tensor, num_inference_steps: int = 100) -> Tensor:
         """The x_T of each image, (B, C, H, W) in [-1, 1], on the grid of S steps."""
         self.scheduler.set_timesteps(num_inference_steps)
-        diffusion, prediction_type = self.scheduler.diffusion, self.scheduler.config.prediction_type
+        denoiser = self.scheduler.denoiser.of(network_of(self.unet))
         x = images.to(self._execution_device, self.unet.dtype)
         ascending = self.scheduler.timesteps.flip(0).tolist()
         # The network is asked at the time that x is at; clean images count as being at the first.
         for here, there in zip([ascending[0], *ascending[:-1]], ascending, strict=True):
-            x_0, noise = diffusion.predict(self.unet(x, here).sample, x, here, prediction_type)
-            x = diffusion.q_sample(x_0, there, noise)
+            x_0, noise, _ = denoiser(x, here)
+            x = denoiser.diffusion.q_sample(x_0, there, noise)
         return x
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 import ddpm_hf
+from ddpm_hf.sampling.denoising import network_of
 
 
 class RePaintPipeline(ddpm_hf.DDPMCustomPipeline):
@@ -55,6 +56,7 @@ class RePaintPipeline(ddpm_hf.DDPMCustomPipeline):
         mask = mask.to(known.device)
         generator = ddpm_hf.randomness.generators_of(range(seed, seed + len(known)))
         diffusion = self.scheduler.diffusion
+        denoiser = self.scheduler.denoiser.of(network_of(self.unet))
         self.scheduler.set_timesteps(num_inference_steps)
         ascending = [-1, *self.scheduler.timesteps.flip(0).tolist()]  # -1 is clean
 
@@ -66,7 +68,7 @@ class RePaintPipeline(ddpm_hf.DDPMCustomPipeline):
                 x = (kept.sqrt() * x + (1 - kept).sqrt() * noise_like(x, generator)).to(x.dtype)
                 continue
             options = {"eta": 1.0, "use_clipped_model_output": True, "generator": generator}
-            painted = self.scheduler.step(self.unet(x, t).sample, t, x, **options).prev_sample
+            painted = self.scheduler.step(denoiser.output(x, t), t, x, **options).prev_sample
             x = torch.where(mask, painted, diffusion.q_sample(known, s, noise_like(known, generator)))
         pixels = ddpm_hf.images.to_unit_range(x) if output_type == "pt" else ddpm_hf.images.to_uint8(x)
         return ImagePipelineOutput(images=pixels if output_type == "pt" else ddpm_hf.images.to_pil(pixels))

@@ -1,56 +1,56 @@
 """Training objectives: what the network's output is compared with, and how much each time step counts."""
 
-from typing import Final
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ddpm_hf.diffusion.process import VARIANCE_TYPES, GaussianDiffusion
+from ddpm_hf.diffusion.choices import LOSS_WEIGHTINGS, LOSSES, VARIANCE_TYPES
+from ddpm_hf.diffusion.denoiser import Denoiser, split_variance
 from ddpm_hf.diffusion.variational import bound_term
 
-LOSSES: Final = ("simple", "kl", "hybrid")
-"""`simple` is the squared error (Ho et al. 2020, eq. 14), `kl` the variational bound (eq. 5), `hybrid` both (Nichol &
-Dhariwal 2021, eq. 16)."""
 
-LOSS_WEIGHTINGS: Final = ("none", "min_snr", "p2")
-"""Of the squared error: `min_snr` is Hang et al. 2023 (eq. 9), `p2` is Choi et al. 2022 (eq. 8)."""
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    Args:
+        loss: one of `choices.LOSSES`.
+        vlb_weight: lambda of `hybrid`.
+        weighting: one of `choices.LOSS_WEIGHTINGS`, for the squared error.
+        min_snr_gamma: the SNR above which a step's weight falls; 5 in the paper.
+        p2_gamma: the power of `p2`; 0.5 or 1 in the paper.
+    """
+
+    loss: str = "simple"
+    vlb_weight: float = 0.001
+    weighting: str = "none"
+    min_snr_gamma: float = 5.0
+    p2_gamma: float = 1.0
+
+
+SIMPLE = Objective()
+"""The unweighted squared error of Ho et al. 2020."""
 
 
 def training_loss(
-    diffusion: GaussianDiffusion,
-    model_output: Tensor,
-    x_0: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    prediction_type: str = "epsilon",
-    weighting: str = "none",
-    min_snr_gamma: float = 5.0,
-    *,
-    p2_gamma: float = 1.0,
-    loss: str = "simple",
-    vlb_weight: float = 0.001,
-    variance_type: str = "fixed_small",
+    denoiser: Denoiser, model_output: Tensor, x_0: Tensor, noise: Tensor, t: Tensor, objective: Objective = SIMPLE
 ) -> Tensor:
     """The objective of each image, in float32 whatever the network's precision.
 
     * `simple`: the weighted mean of squared errors.
-    * `kl`: T times the image's term of the bound, in bits/dim: with uniform t its mean is the bound without L_T.
+    * `kl`: T times the image's term of the variational bound, in bits/dim: with uniform t its mean is the bound
+      without L_T.
     * `hybrid`: simple + vlb_weight kl, where the bound sees the predicted mean as a constant, so that it teaches the
       variance alone. (Nichol & Dhariwal's code has lambda = T / 1000 for one term: that is 0.001 here.)
 
     Args:
-        diffusion: the process that made x_t of x_0 and the noise.
+        denoiser: says what the output should be; one that restricts no x_0.
         model_output: (B, C, ...), for x_t and t; (B, 2C, ...) where the variance is learned.
         x_0: (B, C, ...), images in [-1, 1]; for the bound they lie on its 256 levels.
         noise: (B, C, ...).
         t: int64 (B,), within 0 .. T-1.
-        prediction_type: one of `diffusion.PREDICTION_TYPES`.
-        weighting: one of `LOSS_WEIGHTINGS`, for the squared error.
-        min_snr_gamma: the SNR above which a step's weight falls; 5 in the paper.
-        p2_gamma: the power of `p2`; 0.5 or 1 in the paper.
-        loss: one of `LOSSES`.
-        vlb_weight: lambda of `hybrid`.
-        variance_type: one of `diffusion.VARIANCE_TYPES`, for the bound.
+        objective: what is minimised.
 
     Returns:
         float32 (B,).
@@ -58,28 +58,30 @@ def training_loss(
     Raises:
         ValueError: for an unknown setting, or one that does not go with the others.
     """
-    check_objective(loss, variance_type, weighting)
+    loss, weighting = objective.loss, objective.weighting
+    check_objective(loss, denoiser.variance_type, weighting)
     x_0, noise, model_output = x_0.float(), noise.float(), model_output.float()
+    diffusion = denoiser.diffusion
 
     def bound(output: Tensor) -> Tensor:
         x_t = diffusion.q_sample(x_0, t, noise)
-        terms = bound_term(diffusion, output, x_0, x_t, t, prediction_type, variance_type)
-        return diffusion.num_train_timesteps * terms
+        return diffusion.num_train_timesteps * bound_term(denoiser, output, x_0, x_t, t)
 
     if loss == "kl":
         return bound(model_output)
 
-    channels = x_0.shape[1]
-    prediction = model_output[:, :channels] if loss == "hybrid" else model_output
-    target = diffusion.target(x_0, noise, t, prediction_type)
-    squared_error = (prediction - target).square().flatten(1).mean(dim=1)
+    prediction, variance = split_variance(model_output, x_0, may_have_variance=loss == "hybrid")
+    squared_error = (prediction - denoiser.target(x_0, noise, t)).square().flatten(1).mean(dim=1)
     if weighting == "min_snr":
-        squared_error = squared_error * min_snr_weight(diffusion.snr(t), prediction_type, min_snr_gamma).to(x_0)
+        weight = min_snr_weight(diffusion.snr(t), denoiser.prediction_type, objective.min_snr_gamma)
+        squared_error = squared_error * weight.to(x_0)
     elif weighting == "p2":
-        squared_error = squared_error * p2_weight(diffusion.snr(t), prediction_type, p2_gamma).to(x_0)
+        weight = p2_weight(diffusion.snr(t), denoiser.prediction_type, objective.p2_gamma)
+        squared_error = squared_error * weight.to(x_0)
     if loss == "simple":
         return squared_error
-    return squared_error + vlb_weight * bound(torch.cat([prediction.detach(), model_output[:, channels:]], dim=1))
+    assert variance is not None, "hybrid goes with a learned variance only"
+    return squared_error + objective.vlb_weight * bound(torch.cat([prediction.detach(), variance], dim=1))
 
 
 def check_objective(loss: str, variance_type: str, weighting: str = "none") -> None:

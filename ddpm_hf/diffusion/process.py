@@ -10,18 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-PREDICTION_TYPES: Final = ("epsilon", "sample", "v_prediction", "posterior_mean")
-"""What a network may output: the noise, x_0, v (Salimans & Ho 2022), or the mean of q(x_{t-1} | x_t, x_0)."""
-
-VARIANCE_TYPES: Final = (
-    "fixed_small",
-    "fixed_small_log",
-    "fixed_large",
-    "fixed_large_log",
-    "learned",
-    "learned_range",
-)
-"""The variances of p(x_s | x_t). The `_log` names are diffusers' own and mean the same variances as those without."""
+from ddpm_hf.diffusion.choices import PREDICTION_TYPES, VARIANCE_TYPES
 
 CLEAN: Final = -1
 """The time of clean data, the end of every reverse process."""

@@ -1,11 +1,14 @@
 """Which timesteps a step trains at, and what each counts so that the expected loss stays that of uniform ones."""
 
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from ddpm_hf.diffusion.choices import TIMESTEP_SAMPLERS
 
 HISTORY = 10
 """Losses remembered of each timestep (Nichol & Dhariwal 2021, section 3.3)."""
@@ -21,6 +24,7 @@ class TimestepSampler:
 
     Args:
         num_train_timesteps: T.
+        batch_size: B, of the global batch.
 
     Attributes:
         learns: Whether the draws follow from the losses of the steps before.
@@ -28,8 +32,9 @@ class TimestepSampler:
 
     learns = False
 
-    def __init__(self, num_train_timesteps: int) -> None:
+    def __init__(self, num_train_timesteps: int, batch_size: int = 1) -> None:
         self.num_train_timesteps = num_train_timesteps
+        self.batch_size = batch_size
 
     def draw(self, stream: np.random.Generator, samples: Array) -> Array:
         """The timesteps of some samples, int64 of the shape of ``samples``, their places in the global batch."""
@@ -57,14 +62,7 @@ class StratifiedTimesteps(TimestepSampler):
     independent times (the idea of Kingma et al. 2021, appendix I.1, with a shift of its own for each sample). Which
     image is sample i is random, so that over the steps each image sees all times.
 
-    Args:
-        num_train_timesteps: T.
-        batch_size: B, of the global batch.
     """
-
-    def __init__(self, num_train_timesteps: int, batch_size: int) -> None:
-        super().__init__(num_train_timesteps)
-        self.batch_size = batch_size
 
     def draw(self, stream: np.random.Generator, samples: Array) -> Array:
         """One time in the part of each sample."""
@@ -79,15 +77,12 @@ class ImportanceTimesteps(TimestepSampler):
 
     Uniform until each timestep has `HISTORY` losses. Losses come in the order of the global batch and all processes
     see all of them, so the probabilities are the same everywhere.
-
-    Args:
-        num_train_timesteps: T.
     """
 
     learns = True
 
-    def __init__(self, num_train_timesteps: int) -> None:
-        super().__init__(num_train_timesteps)
+    def __init__(self, num_train_timesteps: int, batch_size: int = 1) -> None:
+        super().__init__(num_train_timesteps, batch_size)
         self._losses = np.zeros((num_train_timesteps, HISTORY))
         self._counts = np.zeros(num_train_timesteps, dtype=np.int64)  # seen so far; the next one's place is its rest
 
@@ -127,7 +122,6 @@ class ImportanceTimesteps(TimestepSampler):
 
 
 def timestep_sampler(name: str, num_train_timesteps: int, batch_size: int) -> TimestepSampler:
-    """The one of the setting ``training.timestep_sampling``: uniform, stratified or importance."""
-    if name == "stratified":
-        return StratifiedTimesteps(num_train_timesteps, batch_size)
-    return ImportanceTimesteps(num_train_timesteps) if name == "importance" else TimestepSampler(num_train_timesteps)
+    """The one of `choices.TIMESTEP_SAMPLERS` with this name."""
+    sampler: TimestepSampler = resolve_name(TIMESTEP_SAMPLERS[name])(num_train_timesteps, batch_size)
+    return sampler

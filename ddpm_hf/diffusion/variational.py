@@ -11,33 +11,22 @@ import math
 import torch
 from torch import Tensor
 
+from ddpm_hf.diffusion.denoiser import Denoiser, split_variance
 from ddpm_hf.diffusion.process import GaussianDiffusion
 
 HALF_BIN: float = 1 / 255
 """Half the distance of two of the 256 levels in [-1, 1]."""
 
 
-def bound_term(
-    diffusion: GaussianDiffusion,
-    model_output: Tensor,
-    x_0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    prediction_type: str,
-    variance_type: str,
-    clip_range: float | None = None,
-) -> Tensor:
+def bound_term(denoiser: Denoiser, model_output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """The term of each image at its own t: the divergence from the posterior, and at t = 0 the decoder's code length.
 
     Args:
-        diffusion: the process.
+        denoiser: reads the output; its restriction of x_0 counts too, as in samplers.
         model_output: (B, C, ...), or (B, 2C, ...) where the variance is learned, for x_t and t.
         x_0: (B, C, ...), images of 256 levels in [-1, 1].
         x_t: (B, C, ...).
         t: int64 (B,), within 0 .. T-1.
-        prediction_type: one of `diffusion.PREDICTION_TYPES`.
-        variance_type: one of `diffusion.VARIANCE_TYPES`.
-        clip_range: the predicted x_0 is clipped to it first, as samplers do; None leaves it.
 
     Returns:
         (B,), bits per dimension.
@@ -45,16 +34,12 @@ def bound_term(
     Raises:
         ValueError: for an unknown prediction or variance type, or a learned one without its channels.
     """
-    prediction, model_variance = split_variance(model_output, x_0.shape[1])
-    predicted_x_0, _ = diffusion.predict(prediction, x_t, t, prediction_type)
-    if clip_range is not None:
-        predicted_x_0 = predicted_x_0.clamp(-clip_range, clip_range)
-    posterior = diffusion.posterior(t, t - 1)
+    output, model_variance = split_variance(model_output, x_0)
+    predicted_x_0, _ = denoiser.predict(output, x_t, t)
+    posterior = denoiser.diffusion.posterior(t, t - 1)
     mean, true_mean = posterior.mean(predicted_x_0, x_t), posterior.mean(x_0, x_t)
-    log_variance, true_log_variance = (
-        _like(diffusion.log_variance(t, t - 1, kind, variance), x_0)
-        for kind, variance in ((variance_type, model_variance), ("fixed_small", None))
-    )
+    log_variance = _like(denoiser.log_variance(model_variance, t, t - 1), x_0)
+    true_log_variance = _like(denoiser.diffusion.log_variance(t, t - 1, "fixed_small"), x_0)
     divergence = normal_divergence(true_mean, true_log_variance, mean, log_variance)
     code_length = -discretised_log_likelihood(x_0, mean, (log_variance / 2).exp())
     is_first = (t == 0).view(-1, *[1] * (x_0.ndim - 1))
@@ -66,14 +51,6 @@ def prior_term(diffusion: GaussianDiffusion, x_0: Tensor) -> Tensor:
     alpha_bar = diffusion.alpha_bar(diffusion.num_train_timesteps - 1).to(x_0)
     zero = torch.zeros((), dtype=x_0.dtype, device=x_0.device)
     return bits_per_dimension(normal_divergence(alpha_bar.sqrt() * x_0, (1 - alpha_bar).log(), zero, zero))
-
-
-def split_variance(model_output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """The prediction, and what the network says of the variance if it has the channels for it."""
-    if model_output.shape[1] == 2 * channels:
-        prediction, variance = model_output.chunk(2, dim=1)
-        return prediction, variance
-    return model_output, None
 
 
 def normal_divergence(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:

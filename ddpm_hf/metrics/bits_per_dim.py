@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_hf.diffusion.likelihood import METHODS, Model, bound_estimate, bound_terms, drawn, ode_nats
+from ddpm_hf.diffusion.denoiser import Denoiser
+from ddpm_hf.diffusion.likelihood import METHODS, bound_estimate, bound_terms, drawn, ode_nats
 from ddpm_hf.randomness import random_stream
 
 
@@ -39,6 +40,27 @@ class BitsPerDim:
     def standard_error(self) -> float:
         """Of the mean, as an estimate for all images of their kind: by chance of the images and of the noise."""
         return float(self.values.std()) / math.sqrt(len(self.values))
+
+
+def denoiser_in_float64(pipe: Any) -> Denoiser:
+    """The denoiser of a pipeline, which takes and gives float64 on the CPU, wherever and however the network computes.
+
+    Raises:
+        ValueError: if the scheduler is none of ours.
+    """
+    unet, denoiser = pipe.unet, getattr(pipe.scheduler, "denoiser", None)
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(
+            f"bits per dimension need the noise schedule of a DDPMScheduler or DDIMScheduler of ddpm_hf, and this "
+            f"pipeline has a {type(pipe.scheduler).__name__}; give it one by from_config."
+        )
+
+    def network(x_t: Tensor, t: int | Tensor, labels: Tensor | None) -> Tensor:
+        labels = None if labels is None else labels.to(unet.device)
+        output: Tensor = unet(x_t.to(unet.device, unet.dtype), torch.as_tensor(t, device=unet.device), labels).sample
+        return output.cpu().double()
+
+    return denoiser.of(network)
 
 
 def bits_per_dim(
@@ -78,8 +100,8 @@ def bits_per_dim(
     Raises:
         ValueError: for an unknown method, or images or numbers that do not fit the model.
     """
-    model = Model.of(pipe)
-    total = model.diffusion.num_train_timesteps
+    denoiser = denoiser_in_float64(pipe)
+    total = denoiser.diffusion.num_train_timesteps
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known; use one of {', '.join(METHODS)}.")
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
@@ -103,12 +125,12 @@ def bits_per_dim(
         streams = [random_stream("likelihood", seed, index) for index in range(start, stop)]
         labels = None if class_labels is None else class_labels[start:stop]
         if method == "bound":
-            results[start:stop] = bound_terms(model, x_0, streams, labels)
+            results[start:stop] = bound_terms(denoiser, x_0, streams, labels)
         elif method == "estimate":
-            results[start:stop, 0] = bound_estimate(model, x_0, streams, labels, timesteps_per_image)
+            results[start:stop, 0] = bound_estimate(denoiser, x_0, streams, labels, timesteps_per_image)
         else:
             dequantised = x_0 + (drawn(streams, x_0, np.random.Generator.random) - 0.5) / 127.5
-            nats = ode_nats(model, dequantised, streams, labels, num_steps)
+            nats = ode_nats(denoiser, dequantised, streams, labels, num_steps)
             # A level's probability is the density at it times its width of 2/255.
             results[start:stop, 0] = nats / math.log(2) / x_0[0].numel() + math.log2(127.5)
     pipe.unet.train(was_training)

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
+from ddpm_hf.diffusion.denoiser import Guided, Network
 from ddpm_hf.images import to_uint8
 from ddpm_hf.randomness import generators_of
 from ddpm_hf.sampling.samplers import check_start
+from ddpm_hf.schedulers.base import GaussianScheduler
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,16 @@ def image_shape(unet: Any) -> tuple[int, int, int]:
         )
     height, width = (size, size) if isinstance(size, int) else size
     return unet.config.in_channels, height, width
+
+
+def network_of(unet: Any) -> Network:
+    """The UNet as a function (x_t, t, class labels) -> output."""
+    return lambda x_t, t, class_labels: unet(x_t, t, class_labels).sample
+
+
+def no_class_of(unet: Any) -> int:
+    """The label that stands for "no class" in a network trained for guidance: the last one (Ho & Salimans 2022)."""
+    return int(unet.config.num_class_embeds) - 1
 
 
 def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
@@ -104,29 +116,21 @@ def denoise(
     guidance_scale = options.guidance_scale
     step_options = step_options_of(scheduler, options, generator)
     scheduler = copy.deepcopy(scheduler)
-    unconditional = None
+    network: Network = network_of(unet)
     if guidance_scale != 1.0 and unet.config.num_class_embeds is None:
         logger.warning("guidance_scale=%s does nothing: this UNet knows no classes.", guidance_scale)
     elif guidance_scale != 1.0:
-        if class_labels is None:
-            raise ValueError("guidance_scale needs class_labels, the classes to guide to.")
         # Guidance drives the predicted x_0 out of its range. Once that is clipped, the noise must be the one that makes
         # x_t of it: with the other, guided digits at eta = 0 turn into other digits.
         if "use_clipped_model_output" in inspect.signature(scheduler.step).parameters:
             step_options.setdefault("use_clipped_model_output", True)
-        # The last class stands for "no class" (Ho & Salimans 2022).
-        unconditional = torch.full_like(class_labels, unet.config.num_class_embeds - 1)
+        network = Guided(network, guidance_scale, no_class_of(unet))
+    if isinstance(scheduler, GaussianScheduler):
+        network = scheduler.denoiser.of(network).output
     x_t = x_t * scheduler.init_noise_sigma
     for i, t in enumerate(scheduler.timesteps):
         model_input = scheduler.scale_model_input(x_t, t)
-        if unconditional is None or class_labels is None:
-            model_output = unet(model_input, t, class_labels).sample
-        else:
-            labels = torch.cat([unconditional, class_labels])
-            without, given = unet(torch.cat([model_input, model_input]), t, labels).sample.chunk(2)
-            model_output = without + guidance_scale * (given - without)
-            # The asked class's own variance, where one is learned: beyond it lies nothing that it could mean.
-            model_output[:, x_t.shape[1] :] = given[:, x_t.shape[1] :]
+        model_output = network(model_input, t, class_labels)
         result = scheduler.step(model_output, t, x_t, **step_options)
         x_t = result.prev_sample
         if on_step is not None:

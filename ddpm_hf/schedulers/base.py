@@ -8,6 +8,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ddpm_hf.diffusion.denoiser import Clipping, Denoiser, Restriction, Thresholding, denoiser_class
 from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
 from ddpm_hf.diffusion.process import CLEAN, GaussianDiffusion
 from ddpm_hf.schedulers.timestep_spacing import as_int, custom_timesteps, inference_timesteps
@@ -92,6 +94,21 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         self.alphas_cumprod = self.diffusion.alphas_cumprod.float()
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(config.num_train_timesteps - 1, -1, -1)
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """What outputs of a network of this config mean; it has no network of its own."""
+        config = self.config
+        restriction: Restriction | None = None
+        if config.thresholding:
+            restriction = Thresholding(config.dynamic_thresholding_ratio, config.sample_max_value)
+        elif config.clip_sample:
+            restriction = Clipping(config.clip_sample_range)
+        # A DDIMScheduler has the variance type of the DDPMScheduler that it was made of, if of one.
+        variance_type = config.get("variance_type", "fixed_small")
+        return denoiser_class(config.prediction_type)(
+            self.diffusion, config.prediction_type, variance_type, restriction
+        )
 
     def __len__(self) -> int:
         """T, the number of training steps."""
@@ -185,37 +202,7 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
                 f"prediction_type='epsilon' says nothing about the image at timestep {t}, where alpha_bar is 0; use a "
                 "model with 'v_prediction' or 'sample', or timesteps that start lower."
             )
-        x_0, noise = self.diffusion.predict(model_output, sample, t, self.config.prediction_type)
-        if self.config.thresholding:
-            x_0 = self._threshold_sample(x_0)
-        elif self.config.clip_sample:
-            x_0 = x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        return x_0, noise
-
-    def _threshold_sample(self, sample: Tensor) -> Tensor:
-        """Dynamic thresholding (Saharia et al. 2022, section 2.3): each image is clipped to [-s, s] and divided by s.
-
-        s is the `dynamic_thresholding_ratio` quantile of its absolute values, kept within [1, sample_max_value].
-        """
-        x = sample.flatten(1).to(torch.promote_types(sample.dtype, torch.float32))
-        s = torch.quantile(x.abs(), self.config.dynamic_thresholding_ratio, dim=1, keepdim=True)
-        s = s.clamp(min=1, max=self.config.sample_max_value)
-        return (x.clamp(-s, s) / s).reshape(sample.shape).to(sample.dtype)
-
-
-def split_channels(model_output: Tensor, sample: Tensor, may_have_variance: bool) -> tuple[Tensor, Tensor | None]:
-    """(prediction, variance or None) of a network's output for an (B, C, ...) sample."""
-    given, expected = model_output.shape[1], sample.shape[1]
-    if may_have_variance and given == 2 * expected:
-        prediction, variance = model_output.chunk(2, dim=1)
-        return prediction, variance
-    if given != expected:
-        hint = "; a network that learned its variance needs variance_type='learned' or 'learned_range'"
-        raise ValueError(
-            f"the model's output has {given} channels and the sample {expected}; they must be equal"
-            f"{hint if given == 2 * expected else ''}."
-        )
-    return model_output, None
+        return self.denoiser.predict(model_output, sample, t)
 
 
 def randn_like(x: Tensor, generator: Generators) -> Tensor:

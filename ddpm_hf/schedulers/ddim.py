@@ -7,7 +7,8 @@ from diffusers import SchedulerMixin  # noqa: F401  # diffusers' loader looks fo
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from ddpm_hf.schedulers.base import GaussianScheduler, Generators, SchedulerOutput, randn_like, split_channels
+from ddpm_hf.diffusion.denoiser import split_variance
+from ddpm_hf.schedulers.base import GaussianScheduler, Generators, SchedulerOutput, randn_like
 
 
 class DDIMScheduler(GaussianScheduler):
@@ -86,7 +87,7 @@ class DDIMScheduler(GaussianScheduler):
         if eta > 0 and generator is not None and variance_noise is not None:
             raise ValueError("Give DDIMScheduler.step either generator or variance_noise, and not both.")
         t = self._time(timestep)
-        model_output, _ = split_channels(model_output, sample, may_have_variance=True)
+        model_output, _ = split_variance(model_output, sample, may_have_variance=True)
         x_0, noise = self._predict(model_output, t, sample)
         if use_clipped_model_output:
             noise = self.diffusion.noise_of(x_0, sample, t)

@@ -7,8 +7,9 @@ from diffusers import SchedulerMixin  # noqa: F401  # diffusers' loader looks fo
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from ddpm_hf.diffusion.denoiser import split_variance
 from ddpm_hf.diffusion.process import CLEAN
-from ddpm_hf.schedulers.base import GaussianScheduler, Generators, SchedulerOutput, logger, randn_like, split_channels
+from ddpm_hf.schedulers.base import GaussianScheduler, Generators, SchedulerOutput, logger, randn_like
 
 
 class DDPMScheduler(GaussianScheduler):
@@ -54,8 +55,12 @@ class DDPMScheduler(GaussianScheduler):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
     ) -> None:
-        self.variance_type = variance_type
         self._build()
+
+    @property
+    def variance_type(self) -> str:
+        """Of the noise that a step adds."""
+        return str(self.config.variance_type)
 
     def _warn_of_bad_grid(self, is_leading: bool) -> None:
         super()._warn_of_bad_grid(is_leading)
@@ -99,11 +104,11 @@ class DDPMScheduler(GaussianScheduler):
         t = self._time(timestep)
         s = self._previous(t)
         is_learned = self.variance_type in ("learned", "learned_range")
-        model_output, model_variance = split_channels(model_output, sample, may_have_variance=is_learned)
+        model_output, model_variance = split_variance(model_output, sample, may_have_variance=is_learned)
         x_0, _ = self._predict(model_output, t, sample)
         prev_sample = self.diffusion.posterior(t, s).mean(x_0, sample)
         if s > CLEAN:
             noise = randn_like(model_output, generator)
-            log_variance = self.diffusion.log_variance(t, s, self.variance_type, model_variance)
+            log_variance = self.denoiser.log_variance(model_variance, t, s)
             prev_sample = prev_sample + (log_variance / 2).exp().to(prev_sample.dtype) * noise
         return SchedulerOutput(prev_sample, x_0) if return_dict else (prev_sample, x_0)

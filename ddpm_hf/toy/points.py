@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ddpm_hf.command_line import fail, parse_settings
+from ddpm_hf.diffusion.choices import PREDICTION_TYPES
+from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.losses import training_loss
 from ddpm_hf.diffusion.noise_schedules import NOISE_SCHEDULES
-from ddpm_hf.diffusion.process import PREDICTION_TYPES, GaussianDiffusion
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.toy.pictures import draw_animation, draw_strip
@@ -72,7 +73,7 @@ class ToyConfig:
     def __post_init__(self) -> None:
         known = {
             "data": tuple(DATA),
-            "prediction_type": PREDICTION_TYPES,
+            "prediction_type": tuple(PREDICTION_TYPES),
             "beta_schedule": NOISE_SCHEDULES,
             "scheduler": tuple(SCHEDULERS),
         }
@@ -138,7 +139,7 @@ class PointNetwork(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
         self.last = nn.Linear(width, 2)
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, class_labels: None = None) -> Tensor:
         time = self.time(waves(t[:, None], self.time_frequencies))
         h = self.first(torch.cat([x_t, waves(x_t, self.frequencies)], dim=1))
         for layer in self.hidden:
@@ -153,29 +154,30 @@ def waves(x: Tensor, frequencies: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def train(config: ToyConfig, diffusion: GaussianDiffusion) -> PointNetwork:
-    """Algorithm 1 of Ho et al. 2020."""
+def train(config: ToyConfig, denoiser: Denoiser) -> Denoiser:
+    """Algorithm 1 of Ho et al. 2020: the denoiser with a trained network."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     network = PointNetwork(config.num_train_timesteps)
+    denoiser = denoiser.of(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     for _ in tqdm(range(config.steps), desc="training", disable=config.quiet or not sys.stderr.isatty()):
         x_0 = DATA[config.data](config.batch_size, generator)
         t = torch.randint(config.num_train_timesteps, (config.batch_size,), generator=generator)
         noise = torch.randn(x_0.shape, generator=generator)
-        x_t = diffusion.q_sample(x_0, t, noise)
-        loss = training_loss(diffusion, network(x_t, t), x_0, noise, t, config.prediction_type).mean()
+        x_t = denoiser.diffusion.q_sample(x_0, t, noise)
+        loss = training_loss(denoiser, denoiser.output(x_t, t), x_0, noise, t).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    return network
+    return denoiser
 
 
 @torch.no_grad()
 def sample(
-    config: ToyConfig, network: PointNetwork, scheduler: DDPMScheduler | DDIMScheduler
+    config: ToyConfig, denoiser: Denoiser, scheduler: DDPMScheduler | DDIMScheduler
 ) -> tuple[list[int], list[Tensor]]:
     """Algorithm 2 of Ho et al. 2020, or DDIM: the times of the way back, down to -1, and the points at each."""
     generator = torch.Generator().manual_seed(config.seed + 1)
@@ -183,7 +185,7 @@ def sample(
     times: list[int] = [*scheduler.timesteps.tolist(), -1]
     points = [torch.randn(config.num_points, 2, generator=generator)]
     for t in times[:-1]:
-        model_output = network(points[-1], torch.full((config.num_points,), t))
+        model_output = denoiser.output(points[-1], torch.full((config.num_points,), t))
         points.append(scheduler.step(model_output, t, points[-1], generator=generator, return_dict=False)[0])
     return times, points
 
@@ -210,8 +212,8 @@ def run(config: ToyConfig) -> tuple[float, float]:
         prediction_type=config.prediction_type,
         clip_sample=False,  # images lie in [-1, 1]; these points do not
     )
-    network = train(config, scheduler.diffusion)
-    times, points = sample(config, network, scheduler)
+    denoiser = train(config, scheduler.denoiser)
+    times, points = sample(config, denoiser, scheduler)
 
     generator = torch.Generator().manual_seed(config.seed + 2)
     held_out = [DATA[config.data](config.num_points, generator) for _ in range(4)]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ddpm_hf.data.sources import ImageSource
-from ddpm_hf.diffusion.losses import training_loss
+from ddpm_hf.diffusion.losses import Objective, training_loss
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.training.settings import TrainingConfig
@@ -59,23 +59,17 @@ def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, tr
         )
     # The objective and the network each know best what they cannot do, so both are asked; on meta that costs nothing.
     image, output = torch.zeros(1, channels, height, width), torch.zeros(1, out_channels, height, width)
-    training_loss(diffusion, output, image, image, torch.tensor([0]), **objective_of(scheduler, training))
+    training_loss(scheduler.denoiser, output, image, image, torch.tensor([0]), objective_of(training))
     with torch.device("meta"):
         label = None if config.num_class_embeds is None else torch.zeros(1, dtype=torch.int64)
         UNet2DModel.from_config(config)(torch.zeros(1, channels, height, width), torch.zeros(1), label)
 
 
-def objective_of(scheduler: DDPMScheduler, training: TrainingConfig) -> dict[str, Any]:
-    """The settings of :func:`~ddpm_hf.diffusion.losses.training_loss`."""
-    return {
-        "prediction_type": scheduler.config.prediction_type,
-        "variance_type": scheduler.config.variance_type,
-        "loss": training.loss,
-        "vlb_weight": training.vlb_weight,
-        "weighting": training.loss_weighting,
-        "min_snr_gamma": training.min_snr_gamma,
-        "p2_gamma": training.p2_gamma,
-    }
+def objective_of(training: TrainingConfig) -> Objective:
+    """What the settings ask to be minimised."""
+    return Objective(
+        training.loss, training.vlb_weight, training.loss_weighting, training.min_snr_gamma, training.p2_gamma
+    )
 
 
 def prepare_network(unet: UNet2DModel, training: TrainingConfig) -> None:

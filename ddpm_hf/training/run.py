@@ -26,6 +26,7 @@ from ddpm_hf.manifest import write_json
 from ddpm_hf.metrics.figures import save_curve
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import seed_from
+from ddpm_hf.sampling.denoising import network_of
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
@@ -96,7 +97,7 @@ class Run:
         ddim = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing=evaluation.timestep_spacing)
         self.saved_scheduler = DDPMScheduler.from_config(ddim.config) if is_learned else ddim
         check_fit(self.data, unet, self.scheduler, training)
-        self.objective = objective_of(self.scheduler, training)
+        self.objective = objective_of(training)
         timesteps = timestep_sampler(training.timestep_sampling, len(self.scheduler), training.batch_size)
         classes = unet.config.num_class_embeds
         self.batches = Batches(
@@ -118,6 +119,7 @@ class Run:
 
         prepare_network(unet, training)
         self.model, optimizer = accelerator.prepare(unet, make_optimizer(unet.parameters(), training))
+        self.denoiser = self.scheduler.denoiser.without_restriction().of(network_of(self.model))
         ema = EMA(unet.parameters(), training.ema_decays)
         self.state = TrainingState(unet, optimizer, ema, timesteps, accelerator.scaler)
         if self.resumed:

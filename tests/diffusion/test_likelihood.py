@@ -14,9 +14,11 @@ from scipy import stats
 from torch import Tensor
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
-from ddpm_hf.diffusion.likelihood import Model, bound_estimate, bound_terms, ode_nats
+from ddpm_hf.diffusion.choices import PREDICTION_TYPES
+from ddpm_hf.diffusion.denoiser import Denoiser
+from ddpm_hf.diffusion.likelihood import bound_estimate, bound_terms, ode_nats
 from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
-from ddpm_hf.diffusion.process import PREDICTION_TYPES, GaussianDiffusion
+from ddpm_hf.diffusion.process import GaussianDiffusion
 from ddpm_hf.metrics.bits_per_dim import bits_per_dim
 from ddpm_hf.metrics.figures import save_bound
 from ddpm_hf.randomness import random_stream
@@ -25,7 +27,7 @@ from tests.runs import start_processes_of
 MEAN, SIGMA = 0.1, 0.3
 
 
-def gaussian_model(diffusion: GaussianDiffusion, prediction_type: str = "epsilon") -> Model:
+def gaussian_model(diffusion: GaussianDiffusion, prediction_type: str = "epsilon") -> Denoiser:
     """What a perfect network says of data from N(MEAN, SIGMA^2): Bayes' rule, with the true reverse variance."""
 
     def network(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -38,7 +40,7 @@ def gaussian_model(diffusion: GaussianDiffusion, prediction_type: str = "epsilon
         output = diffusion.target(x_0, diffusion.noise_of(x_0, x_t, t), t, prediction_type)
         return torch.cat([output, log_variance.expand_as(x_t)], dim=1)
 
-    return Model(network, diffusion, prediction_type, "learned")
+    return Denoiser(diffusion, prediction_type, "learned", network=network)
 
 
 def streams(number: int) -> list[np.random.Generator]:

@@ -15,9 +15,9 @@ from ddpm_hf import DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 from ddpm_hf.data.batches import Batches
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageData, load_cached_images
+from ddpm_hf.diffusion.choices import PREDICTION_TYPES
 from ddpm_hf.diffusion.losses import training_loss
 from ddpm_hf.diffusion.noise_schedules import NOISE_SCHEDULES
-from ddpm_hf.diffusion.process import PREDICTION_TYPES
 from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
 from ddpm_hf.training.optimization import check_fit, objective_of
 from ddpm_hf.training.settings import TrainingConfig
@@ -61,9 +61,7 @@ def trained(
     optimizer, values = torch.optim.Adam(unet.parameters(), 1e-3), []
     for _, (batch,) in batches.of_steps(0, config.steps):
         output = unet(scheduler.diffusion.q_sample(batch.x_0, batch.t, batch.noise), batch.t, batch.labels).sample
-        loss = training_loss(
-            scheduler.diffusion, output, batch.x_0, batch.noise, batch.t, **objective_of(scheduler, config)
-        )
+        loss = training_loss(scheduler.denoiser, output, batch.x_0, batch.noise, batch.t, objective_of(config))
         (batch.weights * loss).mean().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in unet.parameters())
         assert all(output_grad.abs().max() > 0 for output_grad in unet.conv_out.weight.grad)

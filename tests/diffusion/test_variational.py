@@ -9,8 +9,10 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor
 
+from ddpm_hf.diffusion.choices import PREDICTION_TYPES
+from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
-from ddpm_hf.diffusion.process import PREDICTION_TYPES, GaussianDiffusion
+from ddpm_hf.diffusion.process import GaussianDiffusion
 from ddpm_hf.diffusion.variational import bound_term, discretised_log_likelihood, normal_divergence, prior_term
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
@@ -102,7 +104,7 @@ def test_terms_agree_with_numerical_integration(prediction_type: str, variance_t
     if variance_type in spoken:
         output = torch.cat([output, spoken[variance_type].view(-1, 1, 1, 1).expand_as(x_0)], dim=1)
 
-    terms = bound_term(diffusion, output, x_0, x_t, t, prediction_type, variance_type)
+    terms = bound_term(Denoiser(diffusion, prediction_type, variance_type), output, x_0, x_t, t)
     for i in range(20):
         values = zip(*(x[i].flatten().tolist() for x in (x_0, x_t, guess)))
         expected = [by_hand(diffusion, a, b, i, c, float(variance[i])) for a, b, c in values]

@@ -167,7 +167,7 @@ def test_thresholding_that_does_nothing_is_warned_of(name: str, caplog: pytest.L
     """D10: with the default sample_max_value of 1 dynamic thresholding is clipping."""
     x = torch.linspace(-5, 5, 300).reshape(1, 3, 10, 10)
     scheduler = getattr(ddpm_hf, name)(thresholding=True)
-    torch.testing.assert_close(scheduler._threshold_sample(x), x.clamp(-1, 1))
+    torch.testing.assert_close(scheduler.denoiser.restriction(x), x.clamp(-1, 1))
     assert "thresholding=True with sample_max_value=1.0 only clips to [-1, 1]" in caplog.text
 
 
