@@ -15,24 +15,24 @@ import math
 import shutil
 import sys
 from pathlib import Path
-
-import torch
-from accelerate import Accelerator
+from typing import TYPE_CHECKING
 
 from ddpm_hf.command_line import fail, parse_config
-from ddpm_hf.diffusion.losses import training_loss
-from ddpm_hf.hub.repository import NOT_PUSHED
-from ddpm_hf.launch import STOPPED, end_processes, start_processes
-from ddpm_hf.randomness import seed_from
-from ddpm_hf.training.checkpoints import SaveError
-from ddpm_hf.training.dry_run import cost_of, shortened
-from ddpm_hf.training.optimization import learning_rate
-from ddpm_hf.training.run import Run, Stopped
 from ddpm_hf.training.settings import Config
+
+if TYPE_CHECKING:  # all that loads torch is imported when the settings are known to be right, so that --help is quick
+    from accelerate import Accelerator
+
+    from ddpm_hf.training.run import Run
 
 
 def main() -> None:
     config = parse_config(sys.argv[1:], default_recipe=Path(__file__).parent / "configs" / "train" / "digits.yaml")
+    from ddpm_hf.hub.repository import NOT_PUSHED
+    from ddpm_hf.launch import STOPPED, end_processes, start_processes
+    from ddpm_hf.training.checkpoints import SaveError
+    from ddpm_hf.training.run import Run, Stopped
+
     not_pushed = None
     try:
         accelerator = start_processes(
@@ -64,8 +64,14 @@ def main() -> None:
         fail(not_pushed, status=NOT_PUSHED)
 
 
-def train(run: Run) -> None:
+def train(run: "Run") -> None:
     """Take all the steps that are left. Each is a function of (state, step, seed) alone."""
+    import torch
+
+    from ddpm_hf.diffusion.losses import training_loss
+    from ddpm_hf.randomness import seed_from
+    from ddpm_hf.training.optimization import learning_rate
+
     accelerator, model, state, training = run.accelerator, run.model, run.state, run.config.training
     diffusion = run.scheduler.diffusion
     model.train()
@@ -101,8 +107,11 @@ def train(run: Run) -> None:
     model.eval()
 
 
-def print_cost(config: Config, accelerator: Accelerator) -> None:
+def print_cost(config: Config, accelerator: "Accelerator") -> None:
     """Go through a whole run in small, and print what the full one would cost."""
+    from ddpm_hf.training.dry_run import cost_of, shortened
+    from ddpm_hf.training.run import Run
+
     folder = config.output_dir.with_name(f".{config.output_dir.name}.dry_run")
     try:
         run = Run(shortened(config, folder), accelerator)

@@ -15,11 +15,11 @@ from benchmarks.record import Bar, Record, table
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images
+from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
 from ddpm_hf.manifest import weights_hash
 from ddpm_hf.metrics import DigitsFeatures
 from ddpm_hf.metrics.fid import mean_and_covariance
 from ddpm_hf.metrics.scores import fid
-from ddpm_hf.schedulers.timestep_spacing import TIMESTEP_SPACINGS
 
 NUM_IMAGES = 1000
 BUDGETS = (5, 10, 20, 50)

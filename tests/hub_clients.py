@@ -143,7 +143,7 @@ def _hurry() -> None:
 
 
 def _serve() -> None:
-    for module in ("train_accelerate", "ddpm_hf.cli.sample", "ddpm_hf.cli.push"):
+    for module in ("ddpm_hf.training.run", "ddpm_hf.cli.drawing", "ddpm_hf.cli.pushing", "train_accelerate"):
         importlib.import_module(module)
     _hurry()
     for line in sys.stdin:

@@ -32,7 +32,8 @@ TINY = [
 ]
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train_accelerate", "ddpm_hf.cli.sample", "ddpm_hf.cli.evaluate", "tests.runs"])
+# With all that commands load once they have parsed their settings.
+_context.set_forkserver_preload(["ddpm_hf.training.run", "ddpm_hf.cli.drawing", "ddpm_hf.cli.scoring", "tests.runs"])
 
 
 class Started:

@@ -7,30 +7,13 @@
 Also under ``accelerate launch --multi_gpu -m ddpm_hf.cli.evaluate``, on every process there is.
 """
 
-import re
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import datasets
-import diffusers
-from accelerate import Accelerator
-from torch import Tensor
-
-from ddpm_hf.cli.bits_per_dim import described, load_model, score_model
-from ddpm_hf.command_line import fail, parse_settings
+from ddpm_hf.command_line import parse_settings
 from ddpm_hf.data.settings import DataConfig
-from ddpm_hf.data.sources import ImageData, load_cached_images
-from ddpm_hf.images import save_png
-from ddpm_hf.launch import environment, start_processes
-from ddpm_hf.manifest import check_same_settings, read_manifest, write_json, write_manifest
-from ddpm_hf.metrics.extractors import load_extractor, sha256_of
-from ddpm_hf.metrics.reference import FeatureExtraction, Statistics, fingerprint_of
-from ddpm_hf.metrics.results import markdown_table, nearest_picture
-from ddpm_hf.metrics.scores import NEED_IMAGES, Score, fewest_images, scores_of
-from ddpm_hf.sampling.image_files import load_images
 
 
 @dataclass(frozen=True)
@@ -106,10 +89,8 @@ class EvaluateConfig:
             raise ValueError(f"batch_size is {self.batch_size} and must be at least 1")
         if self.bootstrap < 0 or self.bootstrap == 1:
             raise ValueError(f"bootstrap is {self.bootstrap} and must be 0 or at least 2")
-        if self.num_images is not None and self.num_images < fewest_images(self.metrics):
-            raise ValueError(
-                f"num_images is {self.num_images}, and the metrics need at least {fewest_images(self.metrics)}"
-            )
+        if self.num_images is not None and self.num_images < 1:
+            raise ValueError(f"num_images is {self.num_images} and must be at least 1")
         if self.save_statistics is not None and self.save_statistics.suffix != ".npz":
             raise ValueError(f"save_statistics is {self.save_statistics} and must end with .npz")
 
@@ -130,209 +111,12 @@ class EvaluateConfig:
         return DataConfig(name=self.reference, **options)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What the samples are compared with.
-
-    Args:
-        settings: What it was made from.
-        images: uint8 ``(M, C, H, W)``; None of a file of statistics.
-        fingerprint: Changes with the images.
-        statistics: Mean and covariance of a file; None where there are images.
-    """
-
-    settings: dict[str, Any]
-    images: Tensor | None = None
-    fingerprint: str = ""
-    statistics: Statistics | None = None
-
-
 def main() -> None:
     """The console command."""
     config = parse_settings(EvaluateConfig, sys.argv[1:], "Score generated images against real ones.")
-    try:
-        accelerator = start_processes(config.threads)
-        table = (evaluate_model if config.is_of_a_model else evaluate_samples)(config, accelerator)
-        if accelerator.is_main_process:
-            files = sorted(path.name for path in config.output.iterdir())
-            print(f"{table}\nEverything is in {config.output}: {', '.join(files)}")
-        accelerator.end_training()
-    except (ValueError, OSError) as error:
-        fail(str(error))
+    from ddpm_hf.cli import scoring  # only now, as it loads torch
 
-
-def evaluate_model(config: EvaluateConfig, accelerator: Accelerator) -> str:
-    """Find how many bits the model needs for the reference, write the results, and return their table.
-
-    Raises:
-        ValueError: the settings, the model and the reference do not go together.
-        OSError: the model is not there, or the results cannot be written.
-    """
-    show_progress = _shows_progress(config, accelerator)
-    name, reference = str(config.model), _load_data(config, show_progress)
-    pipe = load_model(name, reference)
-    settings = {
-        **described(name, pipe, config.likelihood),
-        "reference": _described_reference(config, reference.fingerprint, len(reference)),
-        "metrics": config.metrics,
-        "batch_size": config.batch_size,
-    }
-    _claim(config, settings, accelerator)
-    scores = {
-        name: score_model(
-            pipe, reference, config.likelihood, config.batch_size, config.output, accelerator, show_progress
-        )
-    }
-    return _write(config, scores, settings) if accelerator.is_main_process else ""
-
-
-def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> str:
-    """Score each set of samples, write the results, and return their table.
-
-    Raises:
-        ValueError: the settings, the images and the reference do not go together.
-        OSError: the results cannot be written.
-    """
-    show_progress = _shows_progress(config, accelerator)
-    extractor = load_extractor(config.extractor, config.extractor_weights).to(accelerator.device)
-    features_of = FeatureExtraction(extractor, accelerator, config.batch_size, config.cache_dir, show_progress)
-    reference = load_reference(config, show_progress)
-    sets = {name: load_samples(name, config) for name in config.sets}
-    for name, images in sets.items():
-        _check_together(config, name, images, reference, features_of)
-    fingerprints = {name: fingerprint_of(images) for name, images in sets.items()}
-    settings = {
-        "samples": {name: _described(name, images, fingerprints[name]) for name, images in sets.items()},
-        "reference": reference.settings,
-        "extractor": {"name": config.extractor, "sha256": extractor.sha256},
-        "metrics": config.metrics,
-        "bootstrap": config.bootstrap,
-        "batch_size": config.batch_size,
-    }
-    _claim(config, settings, accelerator)
-
-    real = None if reference.images is None else features_of.kept(reference.images, reference.fingerprint)
-    scores: dict[str, dict[str, Score]] = {}
-    for number, (name, images) in enumerate(sets.items(), start=1):
-        fake = features_of.kept(images, fingerprints[name])
-        if not accelerator.is_main_process:
-            continue
-        found = scores_of(config.metrics, fake, real, reference.statistics, extractor.class_scores, config.bootstrap)
-        scores[name] = {f"{metric}@{len(images)}": score for metric, score in found.items()}
-        if reference.images is not None and real is not None:
-            picture = nearest_picture(images, fake, reference.images, real)
-            save_png(picture, config.output / ("nearest.png" if len(sets) == 1 else f"nearest-{number}.png"))
-    if not accelerator.is_main_process:
-        return ""
-    if config.save_statistics is not None and reference.images is not None and real is not None:
-        Statistics.of(real, extractor, tuple(reference.images.shape[1:])).save(config.save_statistics)
-    return _write(config, scores, settings)
-
-
-def load_samples(name: str, config: EvaluateConfig) -> Tensor:
-    """Generated images, uint8 ``(N, C, H, W)``.
-
-    Raises:
-        ValueError: they cannot be read, or are too few.
-    """
-    is_hub_id = name.count("/") == 1 and not Path(name).exists() and not Path(name).suffix
-    images = load_cached_images(DataConfig(name=name)).images if is_hub_id else load_images(Path(name))
-    wanted = config.num_images or max(len(images), fewest_images(config.metrics))
-    if len(images) < wanted:
-        raise ValueError(f"{name} holds {len(images)} images, and {wanted} are wanted; draw more")
-    return images[:wanted]
-
-
-def load_reference(config: EvaluateConfig, show_progress: bool) -> Reference:
-    """The real images, or what a file says of them.
-
-    Raises:
-        ValueError: they cannot be read, are too few, or are not enough for the metrics.
-    """
-    path = Path(config.reference)
-    if path.suffix == ".npz":
-        statistics = Statistics.load(path)
-        if statistics is not None:
-            return Reference({"name": config.reference, "sha256": sha256_of(path)}, statistics=statistics)
-        images, fingerprint = load_images(path), sha256_of(path)
-    else:
-        data = _load_data(config, show_progress)
-        images, fingerprint = data.images, data.fingerprint
-    if len(images) < fewest_images(config.metrics):
-        raise ValueError(
-            f"{config.reference} holds {len(images)} images, and the metrics need {fewest_images(config.metrics)}"
-        )
-    return Reference(_described_reference(config, fingerprint, len(images)), images, fingerprint)
-
-
-def _load_data(config: EvaluateConfig, show_progress: bool) -> ImageData:
-    try:
-        return load_cached_images(config.reference_data(), show_progress)
-    except ValueError as error:  # which names settings of training
-        message = re.sub(r"\bdata\.name\b", "--reference", str(error))
-        raise ValueError(re.sub(r"\bdata\.(\w+)", r"--reference_\1", message)) from error
-
-
-def _check_together(
-    config: EvaluateConfig, name: str, images: Tensor, reference: Reference, features_of: FeatureExtraction
-) -> None:
-    """Refuse at once what would fail or mislead after hours."""
-    shape = tuple(images.shape[1:])
-    if reference.images is not None and tuple(reference.images.shape[1:]) != shape:
-        raise ValueError(
-            f"{name} has images of {shape} and {config.reference} of {tuple(reference.images.shape[1:])} (channels, "
-            f"height, width); give --reference_resolution {shape[2]} --reference_channels {shape[0]}, or other samples"
-        )
-    one = features_of.of(images[:1])
-    if "is" in config.metrics:
-        features_of.extractor.class_scores(one)
-    if reference.statistics is not None:
-        for metric in config.metrics:
-            if metric in NEED_IMAGES:
-                raise ValueError(
-                    f"the metric {metric!r} needs the images of the reference, and {config.reference} holds only their "
-                    "mean and covariance; give the images, or --metrics fid"
-                )
-        if config.save_statistics is not None:
-            raise ValueError(f"save_statistics is for a reference of images, and {config.reference} holds statistics")
-        reference.statistics.check(Path(config.reference), features_of.extractor, shape, one.shape[1])
-
-
-def _described(name: str, images: Tensor, fingerprint: str) -> dict[str, Any]:
-    """What the manifest says of a set of samples; of those that ddpm-hf-sample drew, all that its manifest says."""
-    manifest = read_manifest(Path(name)) if Path(name).is_dir() else None
-    made_from = {} if manifest is None else {"made_from": manifest["settings"]}
-    return {"fingerprint": fingerprint, "num_images": len(images), **made_from}
-
-
-def _described_reference(config: EvaluateConfig, fingerprint: str, num_images: int) -> dict[str, Any]:
-    treatment = {name: value for name, value in vars(config).items() if name.startswith("reference_")}
-    return {"name": config.reference, **treatment, "fingerprint": fingerprint, "num_images": num_images}
-
-
-def _shows_progress(config: EvaluateConfig, accelerator: Accelerator) -> bool:
-    shown: bool = accelerator.is_main_process and not config.quiet and sys.stderr.isatty()
-    if not shown:
-        datasets.disable_progress_bars()
-    diffusers.utils.logging.disable_progress_bar()  # that of loading a model's two parts
-    return shown
-
-
-def _claim(config: EvaluateConfig, settings: dict[str, Any], accelerator: Accelerator) -> None:
-    """See that the folder is free or of the same settings, and write the manifest."""
-    check_same_settings(config.output, settings)
-    accelerator.wait_for_everyone()  # all have looked before anyone writes
-    if accelerator.is_main_process:
-        write_manifest(config.output, settings, environment(accelerator))
-
-
-def _write(config: EvaluateConfig, scores: Mapping[str, Mapping[str, Score]], settings: dict[str, Any]) -> str:
-    """The results, and their table."""
-    table = markdown_table(scores)
-    (config.output / "table.md").write_text(table)
-    entries = {name: {metric: asdict(score) for metric, score in found.items()} for name, found in scores.items()}
-    write_json(config.output / "metrics.json", {"scores": entries, **settings})
-    return table
+    scoring.run(config)
 
 
 if __name__ == "__main__":

@@ -18,24 +18,6 @@ from ddpm_hf.sampling.pictures import (
 )
 from ddpm_hf.sampling.samplers import sampler_of
 
-KINDS = {"denoising": range(1, 17), "interpolation": range(2, 17), "grid": range(1, 1025)}
-"""Each with the numbers of images that it may have."""
-
-
-def check_kind(kind: str, num_images: int) -> None:
-    """See that a picture has a size that can be looked at.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"show is {kind!r} and must be one of {', '.join(KINDS)}")
-    sizes = KINDS[kind]
-    if num_images not in sizes:
-        raise ValueError(
-            f"num_images is {num_images} and must be from {sizes[0]} to {sizes[-1]} with show {kind}; give --num_images"
-        )
-
 
 def show(
     kind: str, unet: Any, scheduler: Any, seeds: range, labels: Tensor | None, options: SamplingOptions
@@ -43,7 +25,7 @@ def show(
     """Draw the pictures: the name of each file, and its frames.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `sample.PICTURES`.
         unet: the network.
         scheduler: with its grid of times set.
         seeds: of the images.

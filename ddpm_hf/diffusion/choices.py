@@ -37,3 +37,19 @@ TIMESTEP_SAMPLERS: Final = {
     "importance": "ddpm_hf.diffusion.timestep_sampling:ImportanceTimesteps",
 }
 """How the timesteps of a training batch are drawn."""
+
+NOISE_SCHEDULES: Final = {
+    "linear": "ddpm_hf.diffusion.noise_schedules:linear",
+    "scaled_linear": "ddpm_hf.diffusion.noise_schedules:scaled_linear",
+    "squaredcos_cap_v2": "ddpm_hf.diffusion.noise_schedules:squaredcos_cap_v2",
+    "sigmoid": "ddpm_hf.diffusion.noise_schedules:sigmoid",
+    "laplace": "ddpm_hf.diffusion.noise_schedules:laplace",
+    "const": "ddpm_hf.diffusion.noise_schedules:const",
+    "warmup10": "ddpm_hf.diffusion.noise_schedules:warmup10",
+    "warmup50": "ddpm_hf.diffusion.noise_schedules:warmup50",
+    "jsd": "ddpm_hf.diffusion.noise_schedules:jsd",
+}
+"""The noise schedules: functions (T, beta_start, beta_end) -> betas."""
+
+TIMESTEP_SPACINGS: Final = ("leading", "linspace", "trailing", "quadratic")
+"""The ways to choose S of T times; see `schedulers.timestep_spacing.inference_timesteps`."""

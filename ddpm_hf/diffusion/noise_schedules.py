@@ -7,22 +7,25 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
 
+from ddpm_hf.diffusion.choices import NOISE_SCHEDULES
 
-def _linear(num_steps: int, start: float, end: float) -> Tensor:
+
+def linear(num_steps: int, start: float, end: float) -> Tensor:
     """Ho et al. 2020, section 4."""
     return torch.linspace(start, end, num_steps, dtype=torch.float64)
 
 
-def _scaled_linear(num_steps: int, start: float, end: float) -> Tensor:
+def scaled_linear(num_steps: int, start: float, end: float) -> Tensor:
     """An even grid of square roots: `quad` in Ho et al.'s code, `scaled_linear` in latent diffusion."""
-    return _linear(num_steps, start**0.5, end**0.5) ** 2
+    return linear(num_steps, start**0.5, end**0.5) ** 2
 
 
-def _const(num_steps: int, start: float, end: float) -> Tensor:
+def const(num_steps: int, start: float, end: float) -> Tensor:
     return torch.full((num_steps,), end, dtype=torch.float64)
 
 
@@ -31,19 +34,19 @@ def _warmup(fraction: float) -> Callable[[int, float, float], Tensor]:
 
     def betas(num_steps: int, start: float, end: float) -> Tensor:
         num_warmup = int(num_steps * fraction)
-        return torch.cat([_linear(num_warmup, start, end), _const(num_steps - num_warmup, start, end)])
+        return torch.cat([linear(num_warmup, start, end), const(num_steps - num_warmup, start, end)])
 
     return betas
 
 
-def _jsd(num_steps: int, start: float, end: float) -> Tensor:
+def jsd(num_steps: int, start: float, end: float) -> Tensor:
     """1/T, 1/(T-1), ..., 1, so alpha_bar_t = (T-1-t)/T falls evenly and ends at zero (Sohl-Dickstein et al. 2015)."""
     return 1.0 / torch.arange(num_steps, 0, -1, dtype=torch.float64)
 
 
-def _sigmoid(num_steps: int, start: float, end: float) -> Tensor:
+def sigmoid(num_steps: int, start: float, end: float) -> Tensor:
     """The logistic function over [-6, 6], as in GeoDiff (Xu et al. 2022)."""
-    return torch.sigmoid(_linear(num_steps, -6.0, 6.0)) * (end - start) + start
+    return torch.sigmoid(linear(num_steps, -6.0, 6.0)) * (end - start) + start
 
 
 def _from_alpha_bar(alpha_bar: Callable[[float], float]) -> Callable[[int, float, float], Tensor]:
@@ -71,20 +74,9 @@ def _laplace_alpha_bar(time: float) -> float:
     return math.sqrt(1 / (1 + math.exp(-log_snr)))
 
 
-_SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
-    "linear": _linear,
-    "scaled_linear": _scaled_linear,
-    "squaredcos_cap_v2": _from_alpha_bar(_cosine_alpha_bar),
-    "sigmoid": _sigmoid,
-    "laplace": _from_alpha_bar(_laplace_alpha_bar),
-    "const": _const,
-    "warmup10": _warmup(0.1),
-    "warmup50": _warmup(0.5),
-    "jsd": _jsd,
-}
-
-NOISE_SCHEDULES: tuple[str, ...] = tuple(_SCHEDULES)
-"""Every name that `make_betas` knows."""
+squaredcos_cap_v2 = _from_alpha_bar(_cosine_alpha_bar)
+laplace = _from_alpha_bar(_laplace_alpha_bar)
+warmup10, warmup50 = _warmup(0.1), _warmup(0.5)
 
 
 def make_betas(
@@ -93,7 +85,7 @@ def make_betas(
     """The betas of a named schedule.
 
     Args:
-        name: one of `NOISE_SCHEDULES`.
+        name: one of `choices.NOISE_SCHEDULES`.
         num_train_timesteps: T, at least 1.
         beta_start: beta_0, where the schedule has a free start.
         beta_end: beta_{T-1}, where the schedule has a free end.
@@ -105,11 +97,12 @@ def make_betas(
         NotImplementedError: for an unknown name (the type that diffusers' users expect).
         ValueError: for T < 1.
     """
-    if name not in _SCHEDULES:
+    if name not in NOISE_SCHEDULES:
         raise NotImplementedError(f"beta_schedule={name!r} is not known; use one of {', '.join(NOISE_SCHEDULES)}.")
     if num_train_timesteps < 1:
         raise ValueError(f"num_train_timesteps={num_train_timesteps} is not a number of steps; use 1 or more.")
-    return _SCHEDULES[name](num_train_timesteps, beta_start, beta_end)
+    betas: Tensor = resolve_name(NOISE_SCHEDULES[name])(num_train_timesteps, beta_start, beta_end)
+    return betas
 
 
 def rescale_betas_zero_snr(betas: Tensor) -> Tensor:

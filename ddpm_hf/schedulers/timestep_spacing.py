@@ -3,14 +3,13 @@
 import operator
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-TIMESTEP_SPACINGS: Final = ("leading", "linspace", "trailing", "quadratic")
-"""The ways to choose S of T times; see `inference_timesteps`."""
+from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
 
 
 def inference_timesteps(

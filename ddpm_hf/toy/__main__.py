@@ -1,6 +1,25 @@
 """python -m ddpm_hf.toy"""
 
-from ddpm_hf.toy.points import main
+import sys
+
+from ddpm_hf.command_line import fail, parse_settings
+from ddpm_hf.toy.settings import ToyConfig
+
+
+def main() -> None:
+    """The command."""
+    config = parse_settings(ToyConfig, sys.argv[1:], "Diffusion on points of the plane, to be looked at.")
+    from ddpm_hf.toy.points import run  # only now, as it loads torch
+
+    try:
+        distance, floor = run(config)
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    print(
+        f"{config.data}: energy distance {distance:.5f} to held-out data, {distance / floor:.2f} times that between "
+        f"two sets of data on average ({floor:.5f}); pictures in {config.folder}"
+    )
+
 
 if __name__ == "__main__":
     main()

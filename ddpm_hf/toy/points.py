@@ -1,6 +1,6 @@
 """Diffusion on points of the plane: the same process, losses and schedulers as for images, in about a minute.
 
-    python -m ddpm_hf.toy.points --data swissroll
+    python -m ddpm_hf.toy --data swissroll
 
 Everything that makes a diffusion model is on this page, from top to bottom: data, network, training, sampling, and a
 number that says how good the result is. It leaves in runs/toy/NAME/
@@ -11,79 +11,20 @@ number that says how good the result is. It leaves in runs/toy/NAME/
 
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from pkgutil import resolve_name
 from statistics import mean
-from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ddpm_hf.command_line import fail, parse_settings
-from ddpm_hf.diffusion.choices import PREDICTION_TYPES
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.losses import training_loss
-from ddpm_hf.diffusion.noise_schedules import NOISE_SCHEDULES
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.toy.pictures import draw_animation, draw_strip
-
-SCHEDULERS: Final = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
-
-
-@dataclass(frozen=True)
-class ToyConfig:
-    """Settings of the toy.
-
-    Args:
-        data: gaussian8 (a ring of 8 spots), gaussian25 (a grid of them), swissroll or two_moons.
-        output: Folder for the pictures; null is runs/toy/ and the data's name.
-        seed: Everything random follows from it.
-        steps: Of training.
-        batch_size: Points per step.
-        learning_rate: At the first step; it falls to zero along a half cosine.
-        prediction_type: What the network learns: epsilon, sample, v_prediction or posterior_mean.
-        beta_schedule: The noise schedule, such as linear or squaredcos_cap_v2.
-        num_train_timesteps: T.
-        scheduler: Who takes the steps back, ddim or ddpm.
-        num_inference_steps: How many.
-        num_points: Points that are drawn, and compared with as many of the data.
-        threads: CPU threads.
-        quiet: No progress bar.
-    """
-
-    data: str = "gaussian8"
-    output: Path | None = None
-    seed: int = 0
-    steps: int = 6000
-    batch_size: int = 512
-    learning_rate: float = 3e-3
-    prediction_type: str = "epsilon"
-    beta_schedule: str = "linear"
-    num_train_timesteps: int = 1000
-    scheduler: str = "ddim"
-    num_inference_steps: int = 100
-    num_points: int = 5000
-    threads: int = 1
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        known = {
-            "data": tuple(DATA),
-            "prediction_type": tuple(PREDICTION_TYPES),
-            "beta_schedule": NOISE_SCHEDULES,
-            "scheduler": tuple(SCHEDULERS),
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} is {getattr(self, name)!r} and must be one of {', '.join(values)}")
-        for name in ("steps", "batch_size", "num_train_timesteps", "num_inference_steps", "num_points", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
-
+from ddpm_hf.toy.settings import DATA, SCHEDULERS, ToyConfig
 
 # Data: (number, generator) -> float32 (number, 2), of about unit variance, so that the noise has the data's size.
 
@@ -110,14 +51,6 @@ def two_moons(number: int, generator: torch.Generator) -> Tensor:
     upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
     sign = 2 * torch.randint(2, (number, 1), generator=generator) - 1
     return 1.4 * (sign * upper + 0.05 * torch.randn(number, 2, generator=generator))
-
-
-DATA: Final[dict[str, Callable[[int, torch.Generator], Tensor]]] = {
-    "gaussian8": gaussian8,
-    "gaussian25": gaussian25,
-    "swissroll": swissroll,
-    "two_moons": two_moons,
-}
 
 
 class PointNetwork(nn.Module):
@@ -160,10 +93,11 @@ def train(config: ToyConfig, denoiser: Denoiser) -> Denoiser:
     generator = torch.Generator().manual_seed(config.seed)
     network = PointNetwork(config.num_train_timesteps)
     denoiser = denoiser.of(network)
+    points_of = resolve_name(DATA[config.data])
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     for _ in tqdm(range(config.steps), desc="training", disable=config.quiet or not sys.stderr.isatty()):
-        x_0 = DATA[config.data](config.batch_size, generator)
+        x_0 = points_of(config.batch_size, generator)
         t = torch.randint(config.num_train_timesteps, (config.batch_size,), generator=generator)
         noise = torch.randn(x_0.shape, generator=generator)
         x_t = denoiser.diffusion.q_sample(x_0, t, noise)
@@ -206,7 +140,7 @@ def floor_of_energy_distance(x: Tensor) -> float:
 def run(config: ToyConfig) -> tuple[float, float]:
     """Train, sample and draw; (energy distance to held-out data, that of two sets of data on average)."""
     torch.set_num_threads(config.threads)
-    scheduler = SCHEDULERS[config.scheduler](
+    scheduler = resolve_name(SCHEDULERS[config.scheduler])(
         num_train_timesteps=config.num_train_timesteps,
         beta_schedule=config.beta_schedule,
         prediction_type=config.prediction_type,
@@ -216,27 +150,15 @@ def run(config: ToyConfig) -> tuple[float, float]:
     times, points = sample(config, denoiser, scheduler)
 
     generator = torch.Generator().manual_seed(config.seed + 2)
-    held_out = [DATA[config.data](config.num_points, generator) for _ in range(4)]
+    points_of = resolve_name(DATA[config.data])
+    held_out = [points_of(config.num_points, generator) for _ in range(4)]
     distance = mean(energy_distance(points[-1], data) for data in held_out)
     floor = mean(map(floor_of_energy_distance, held_out))
 
     noise = torch.randn(config.num_points, 2, generator=generator)
     forward = [scheduler.diffusion.q_sample(held_out[0], t, noise) for t in times]
-    folder = config.output or Path("runs", "toy", config.data)
+    folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
     draw_strip(folder / "strip.png", times, points, forward)
     draw_animation(folder / "process.gif", times, points, forward)
     return distance, floor
-
-
-def main() -> None:
-    """The command."""
-    config = parse_settings(ToyConfig, sys.argv[1:], "Diffusion on points of the plane, to be looked at.")
-    try:
-        distance, floor = run(config)
-    except (ValueError, OSError) as error:
-        fail(str(error))
-    print(
-        f"{config.data}: energy distance {distance:.5f} to held-out data, {distance / floor:.2f} times that between "
-        f"two sets of data on average ({floor:.5f}); pictures in {config.output or Path('runs', 'toy', config.data)}"
-    )

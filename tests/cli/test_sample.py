@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, UNet2DModel
-from ddpm_hf.cli import sample
+from ddpm_hf.cli import drawing, sample
 from ddpm_hf.sampling.image_files import PNGFolder, load_images
 from ddpm_hf.sampling.samplers import SAMPLERS
 from tests.runs import Started
@@ -184,7 +184,7 @@ def test_every_scheduler_draws_each_batch_from_a_fresh_start(model: Path, name: 
 
     def images(batch_size: int) -> Tensor:
         config = sample.SampleConfig(str(model), Path("unused"), scheduler=name)
-        pipe, _ = sample.load_pipeline(config)
+        pipe, _ = drawing.load_pipeline(config)
         pipe.set_progress_bar_config(disable=True)
         seeds = [range(start, start + batch_size) for start in range(0, 4, batch_size)]
         return torch.cat([pipe(seeds=part, num_inference_steps=5, output_type="uint8").images for part in seeds])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ddpm_hf.diffusion.noise_schedules import NOISE_SCHEDULES, make_betas, rescale_betas_zero_snr
+from ddpm_hf.diffusion.choices import NOISE_SCHEDULES
+from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
 
 
 @pytest.mark.parametrize("name", NOISE_SCHEDULES)

@@ -15,9 +15,8 @@ from ddpm_hf import DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 from ddpm_hf.data.batches import Batches
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageData, load_cached_images
-from ddpm_hf.diffusion.choices import PREDICTION_TYPES
+from ddpm_hf.diffusion.choices import NOISE_SCHEDULES, PREDICTION_TYPES
 from ddpm_hf.diffusion.losses import training_loss
-from ddpm_hf.diffusion.noise_schedules import NOISE_SCHEDULES
 from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
 from ddpm_hf.training.optimization import check_fit, objective_of
 from ddpm_hf.training.settings import TrainingConfig

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from ddpm_hf.diffusion.choices import PREDICTION_TYPES
-from ddpm_hf.diffusion.noise_schedules import NOISE_SCHEDULES, make_betas, rescale_betas_zero_snr
+from ddpm_hf.diffusion.choices import NOISE_SCHEDULES, PREDICTION_TYPES
+from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
 from ddpm_hf.diffusion.process import GaussianDiffusion
 
 SCHEDULES = pytest.mark.parametrize("schedule", NOISE_SCHEDULES)

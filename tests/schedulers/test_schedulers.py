@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_hf.diffusion.noise_schedules import NOISE_SCHEDULES
+from ddpm_hf.diffusion.choices import NOISE_SCHEDULES
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_hf.schedulers.timestep_spacing import TIMESTEP_SPACINGS, custom_timesteps, inference_timesteps
+from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
+from ddpm_hf.schedulers.timestep_spacing import custom_timesteps, inference_timesteps
 
 
 @pytest.mark.parametrize("spacing", TIMESTEP_SPACINGS)

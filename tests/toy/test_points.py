@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from PIL import Image
 
 from ddpm_hf.toy import points as toy
+from ddpm_hf.toy.__main__ import main
 from ddpm_hf.toy.pictures import density, draw_animation, draw_strip
-from ddpm_hf.toy.points import DATA, ToyConfig, energy_distance, floor_of_energy_distance
+from ddpm_hf.toy.points import energy_distance, floor_of_energy_distance
+from ddpm_hf.toy.settings import DATA, ToyConfig
 
 QUICK = {"steps": 400, "batch_size": 256, "num_points": 800, "num_inference_steps": 20, "quiet": True}
 
@@ -32,7 +35,7 @@ def test_energy_distance_of_two_gaussians_is_their_formula() -> None:
 
 def test_the_floor_is_the_average_over_many_pairs_of_sets() -> None:
     generator = torch.Generator().manual_seed(0)
-    pairs = [[DATA["gaussian8"](50, generator) for _ in range(2)] for _ in range(400)]
+    pairs = [[toy.gaussian8(50, generator) for _ in range(2)] for _ in range(400)]
     measured = [energy_distance(*pair) for pair in pairs]
     predicted = [floor_of_energy_distance(data) for pair in pairs for data in pair]
     assert np.mean(predicted) == pytest.approx(np.mean(measured), abs=4 * np.std(measured) / 400**0.5)
@@ -40,12 +43,13 @@ def test_the_floor_is_the_average_over_many_pairs_of_sets() -> None:
 
 @pytest.mark.parametrize("name", DATA)
 def test_data_have_about_unit_variance_and_come_from_the_generator(name: str) -> None:
-    points = DATA[name](20_000, torch.Generator().manual_seed(0))
+    points_of = resolve_name(DATA[name])
+    points = points_of(20_000, torch.Generator().manual_seed(0))
     assert points.shape == (20_000, 2)
     assert points.dtype == torch.float32
     assert points.mean(dim=0).abs().max() < 0.4
     assert points.std(dim=0) == pytest.approx([1.0, 1.0], abs=0.4)
-    assert torch.equal(points, DATA[name](20_000, torch.Generator().manual_seed(0)))
+    assert torch.equal(points, points_of(20_000, torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,7 @@ def test_a_few_steps_of_training_come_far_nearer_to_the_data_than_noise(
 ) -> None:
     distance, floor = toy.run(ToyConfig(data="two_moons", output=tmp_path, **QUICK, **options))
     noise = torch.randn(800, 2, generator=torch.Generator().manual_seed(0))
-    of_noise = energy_distance(noise, DATA["two_moons"](800, torch.Generator().manual_seed(1)))
+    of_noise = energy_distance(noise, toy.two_moons(800, torch.Generator().manual_seed(1)))
     assert 0 < floor < 0.01 < of_noise
     assert distance < of_noise / 3
     strip, animation = Image.open(tmp_path / "strip.png"), Image.open(tmp_path / "process.gif")
@@ -116,7 +120,7 @@ def test_wrong_settings_end_with_one_sentence(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["toy", "--output", str(tmp_path / "out"), *arguments])
     with pytest.raises(SystemExit) as end:
-        toy.main()
+        main()
     assert end.value.code == 2
     sentence = capsys.readouterr().err
     assert sentence.count("\n") == 1

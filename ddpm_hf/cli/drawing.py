@@ -1,0 +1,214 @@
+"""What ddpm-hf-sample does, once its settings are known to be right."""
+
+import sys
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import datasets
+import diffusers
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from ddpm_hf.cli.sample import SampleConfig
+from ddpm_hf.cli.show import save, show
+from ddpm_hf.command_line import fail
+from ddpm_hf.hub.push import command_to_finish, prepare_once, samples_push
+from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository, told_in_one_sentence
+from ddpm_hf.launch import environment, start_processes
+from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
+from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
+from ddpm_hf.sampling.denoising import SamplingOptions, step_options_of
+from ddpm_hf.sampling.image_files import PNGFolder, sample_files
+from ddpm_hf.sampling.samplers import check_start, make_scheduler
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def run(config: SampleConfig) -> None:
+    """Draw the images, push them if that was asked for, and say what was done; problems end the program."""
+    try:
+        accelerator = start_processes(config.threads)
+        diffusers.utils.logging.disable_progress_bar()  # that of loading a model's two parts
+        diffusers.utils.logging.set_verbosity_error()  # a model that cannot be had is told of once
+        datasets.disable_progress_bars()
+        made = sample(config, accelerator)
+        if accelerator.is_main_process and not config.quiet:
+            print(f"{config.output}: {made}")
+        if config.push_to_hub and accelerator.is_main_process:
+            push = samples_push(config.output, config.push_to_hub, config.hub_license)
+            print(push.to(Repository(config.push_to_hub, "dataset")))
+        accelerator.end_training()
+    except PushError as error:
+        fail(
+            f"the images are in {config.output} and were not pushed ({error}); "
+            f"'{command_to_finish(config.output, config.push_to_hub or '', config.hub_license)}' finishes that",
+            status=NOT_PUSHED,
+        )
+    except (ValueError, NotImplementedError, OSError) as error:
+        fail(str(error))
+
+
+def sample(config: SampleConfig, accelerator: Accelerator) -> str:
+    """Make the images that are missing, each process its share of the batches, and say what was done.
+
+    Batches are cut from the whole and a batch of which any image is missing is computed whole: so a run that was
+    stopped ends with the same bits as one that was not, on any number of processes.
+
+    Raises:
+        ValueError: the settings do not fit the model or what the folder holds.
+        OSError: the images cannot be written.
+    """
+    pipe, commit = load_pipeline(config)
+    pipe.to(accelerator.device)
+    pipe.set_progress_bar_config(disable=True)
+    if config.compile:
+        pipe.unet.compile()
+    seeds = range(config.seed, config.seed + config.num_images)
+    labels = labels_of(config, pipe)
+    settings = {
+        "model": config.model,
+        "revision": commit or config.revision,
+        "weights_sha256": weights_hash(pipe.unet),
+        "unet": _plain(pipe.unet.config),
+        "scheduler": {"class": type(pipe.scheduler).__name__, **_plain(pipe.scheduler.config)},
+        "timesteps": _timesteps(pipe, config.num_inference_steps),
+        "eta": config.eta,
+        "class_labels": config.class_labels,
+        "guidance_scale": config.guidance_scale,
+        "first_seed": config.seed,
+        "num_images": config.num_images,
+        "batch_size": config.batch_size,
+        "format": config.format,
+        "show": config.show,
+        "dtype": config.dtype,
+    }
+    options = SamplingOptions(config.eta, config.guidance_scale, batch_size=config.batch_size)
+    step_options_of(pipe.scheduler, options)  # refuses one that the scheduler lacks, before anything is written
+    check_start(pipe.scheduler)
+    check_same_settings(config.output, settings)
+    if config.show is not None:
+        if not accelerator.is_main_process:
+            return ""
+        pictures = show(config.show, pipe.unet, pipe.scheduler, seeds, labels, options)
+        write_manifest(config.output, settings, environment(accelerator))
+        return save(pictures, config.output)
+    if config.push_to_hub:
+        prepare_once(Repository(config.push_to_hub, "dataset", config.hub_private_repo), accelerator)
+    files = sample_files(config.output, config.format)
+    missing = set(files.missing(seeds))
+    batches = [seeds[start : start + config.batch_size] for start in range(0, len(seeds), config.batch_size)]
+    batches = [batch for batch in batches if missing.intersection(batch)]
+    accelerator.wait_for_everyone()  # all have looked before anyone writes, so they share out the same batches
+    if accelerator.is_main_process:
+        write_manifest(config.output, settings, environment(accelerator))
+
+    started = time.perf_counter()
+    _draw(config, accelerator, pipe, files, batches, missing, labels)
+    accelerator.wait_for_everyone()
+    seconds = time.perf_counter() - started
+    if accelerator.is_main_process:
+        files.finish(seeds, labels)
+    if not missing:
+        return f"all {len(seeds)} images were there"
+    kept = f", {len(seeds) - len(missing)} were there" if len(missing) < len(seeds) else ""
+    return f"{len(missing)} images made in {seconds:.1f} s ({len(missing) / seconds:.2f} images/s){kept}"
+
+
+def load_pipeline(config: SampleConfig) -> tuple[DDPMCustomPipeline, str | None]:
+    """The pipeline with the wanted scheduler, and the commit it came from, for a model on the Hub."""
+    folder, commit = config.model, None
+    check_local_folder(Path(config.model))
+    if not Path(config.model).exists():
+        with told_in_one_sentence(config.model):
+            folder = DDPMCustomPipeline.download(config.model, revision=config.revision)
+        commit = Path(folder).name
+    pipe = DDPMCustomPipeline.from_pretrained(folder, dtype=DTYPES[config.dtype])
+    own = pipe.scheduler.config
+    if config.scheduler is not None:
+        scheduler = make_scheduler(own, config.scheduler, config.timestep_spacing)
+    elif config.timestep_spacing is not None:
+        scheduler = type(pipe.scheduler).from_config(own, timestep_spacing=config.timestep_spacing)
+    else:
+        return pipe, commit
+    pipe.register_modules(scheduler=scheduler)  # so that the pipeline knows it as its own
+    return pipe, commit
+
+
+def labels_of(config: SampleConfig, pipe: DDPMCustomPipeline) -> torch.Tensor | None:
+    """The class of each image, int64 ``(num_images,)``; None for a model without classes.
+
+    Raises:
+        ValueError: the classes given do not fit the model.
+    """
+    num_classes = pipe.unet.config.num_class_embeds
+    if num_classes is None:
+        if config.class_labels is not None:
+            raise ValueError(f"class_labels is {config.class_labels!r}, but {config.model} knows no classes")
+        return None
+    if config.class_labels is None:
+        raise ValueError(
+            f"{config.model} knows {num_classes} classes; say which to draw, in turn, such as --class_labels "
+            f"0-{num_classes - 1}"
+        )
+    try:
+        spans = [part.split("-") for part in config.class_labels.split(",")]
+        in_turn = [label for span in spans for label in range(int(span[0]), int(span[-1]) + 1)]
+    except ValueError:
+        raise ValueError(f"class_labels is {config.class_labels!r} and takes a form like 3, 1,4,7 or 0-9") from None
+    has_no_class = config.guidance_scale != 1  # the last one then stands for "no class"
+    last = num_classes - 2 if has_no_class else num_classes - 1
+    if not in_turn or max(in_turn) > last:
+        beside = ', and one more for "no class"' if has_no_class else ""
+        raise ValueError(f"class_labels is {config.class_labels!r}, and the model has classes 0 to {last}{beside}")
+    return torch.tensor(in_turn)[torch.arange(config.num_images) % len(in_turn)]
+
+
+def _draw(
+    config: SampleConfig,
+    accelerator: Accelerator,
+    pipe: DDPMCustomPipeline,
+    files: PNGFolder,
+    batches: list[range],
+    missing: set[int],
+    labels: torch.Tensor | None,
+) -> None:
+    own = batches[accelerator.process_index :: accelerator.num_processes]
+    bar = tqdm(
+        total=len(missing),
+        desc="sampling",
+        unit="image",
+        disable=not accelerator.is_main_process or config.quiet or not sys.stderr.isatty(),
+    )
+    writing: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as writer, bar:
+        for batch in own:
+            images: torch.Tensor = pipe(
+                seeds=batch,
+                num_inference_steps=config.num_inference_steps,
+                eta=config.eta,
+                class_labels=None if labels is None else labels[batch.start - config.seed : batch.stop - config.seed],
+                guidance_scale=config.guidance_scale,
+                output_type="uint8",
+                return_dict=False,
+            )[0].cpu()
+            wanted = [i for i, seed in enumerate(batch) if seed in missing]
+            writing.append(writer.submit(files.write, [batch[i] for i in wanted], images[wanted]))
+            if len(writing) > 2:  # so that a slow disk holds the drawing back, and memory stays bounded
+                writing.popleft().result()
+            bar.update(min(len(wanted) * accelerator.num_processes, bar.total - bar.n))
+        for written in writing:
+            written.result()
+
+
+def _timesteps(pipe: DDPMCustomPipeline, num_inference_steps: int) -> list[float]:
+    pipe.scheduler.set_timesteps(num_inference_steps)
+    return [float(t) for t in pipe.scheduler.timesteps]
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The settings of a scheduler or network without what diffusers notes beside them."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -1,0 +1,76 @@
+"""The settings of the toy; nothing here loads torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ddpm_hf.diffusion.choices import NOISE_SCHEDULES, PREDICTION_TYPES
+
+DATA: Final = {
+    "gaussian8": "ddpm_hf.toy.points:gaussian8",
+    "gaussian25": "ddpm_hf.toy.points:gaussian25",
+    "swissroll": "ddpm_hf.toy.points:swissroll",
+    "two_moons": "ddpm_hf.toy.points:two_moons",
+}
+"""Where the function of each set of points is, for `pkgutil.resolve_name`."""
+
+SCHEDULERS: Final = {
+    "ddim": "ddpm_hf.schedulers.ddim:DDIMScheduler",
+    "ddpm": "ddpm_hf.schedulers.ddpm:DDPMScheduler",
+}
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """Settings of the toy.
+
+    Args:
+        data: gaussian8 (a ring of 8 spots), gaussian25 (a grid of them), swissroll or two_moons.
+        output: Folder for the pictures; null is runs/toy/ and the data's name.
+        seed: Everything random follows from it.
+        steps: Of training.
+        batch_size: Points per step.
+        learning_rate: At the first step; it falls to zero along a half cosine.
+        prediction_type: What the network learns: epsilon, sample, v_prediction or posterior_mean.
+        beta_schedule: The noise schedule, such as linear or squaredcos_cap_v2.
+        num_train_timesteps: T.
+        scheduler: Who takes the steps back, ddim or ddpm.
+        num_inference_steps: How many.
+        num_points: Points that are drawn, and compared with as many of the data.
+        threads: CPU threads.
+        quiet: No progress bar.
+    """
+
+    data: str = "gaussian8"
+    output: Path | None = None
+    seed: int = 0
+    steps: int = 6000
+    batch_size: int = 512
+    learning_rate: float = 3e-3
+    prediction_type: str = "epsilon"
+    beta_schedule: str = "linear"
+    num_train_timesteps: int = 1000
+    scheduler: str = "ddim"
+    num_inference_steps: int = 100
+    num_points: int = 5000
+    threads: int = 1
+    quiet: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the pictures go."""
+        return self.output or Path("runs", "toy", self.data)
+
+    def __post_init__(self) -> None:
+        known = {
+            "data": DATA,
+            "prediction_type": PREDICTION_TYPES,
+            "beta_schedule": NOISE_SCHEDULES,
+            "scheduler": SCHEDULERS,
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r} and must be one of {', '.join(values)}")
+        for name in ("steps", "batch_size", "num_train_timesteps", "num_inference_steps", "num_points", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
