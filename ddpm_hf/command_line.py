@@ -1,8 +1,9 @@
 """The command line: of a training run, a YAML recipe and settings over it; of other commands, settings alone.
 
-The command line wins over the recipe, the recipe over the defaults. ``model.*`` are the constructor keys of
-:class:`~ddpm_hf.UNet2DModel` and ``diffusion.*`` those of :class:`~ddpm_hf.DDPMScheduler`: their names, types, defaults
-and help come from those classes, so a recipe says what a saved ``config.json`` says.
+The command line wins over the recipe, the recipe over the defaults. Every setting is a field of a dataclass, which says
+its name, type, default and meaning once. ``model.*`` and ``diffusion.*`` are the constructor keys of
+:class:`~ddpm_hf.UNet2DModel` and :class:`~ddpm_hf.DDPMScheduler`, so a recipe says what a saved ``config.json`` says.
+All is parsed and checked without torch, so that --help and the refusal of a wrong setting come at once.
 """
 
 import argparse
@@ -13,19 +14,19 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from ddpm_hf.data.settings import DataConfig
-from ddpm_hf.models.unet_2d import UNet2DModel
-from ddpm_hf.schedulers.ddpm import DDPMScheduler
-from ddpm_hf.training.settings import Config, EvaluationConfig, TrainingConfig
+from ddpm_hf.settings import constructor_settings
+from ddpm_hf.training.settings import Config
 
 Settings = TypeVar("Settings")
+
+TOKEN_HELP = "Token of the Hub, in place of HF_TOKEN and of 'hf auth login'; it is written to no file."
 
 
 def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
@@ -38,45 +39,39 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
     Wrong settings end the program with one sentence and status 2; ``--help`` and ``--print_config`` end it with 0.
     """
     argv = take_token(argv)
+    parser = _Parser(
+        description="Train a diffusion model on images; then sample, score and save it.",
+        usage="accelerate launch train_accelerate.py [--config RECIPE] [--SETTING VALUE ...]",
+    )
+    parser.add_argument("--config", type=str, default=str(default_recipe), help="The recipe, a YAML file.")
+    parser.add_argument("--print_config", type=bool, default=False, help="Print all the settings as a recipe and end.")
+    groups = _groups_of(Config)
+    parser.add_class_arguments(Config, skip=set(groups))
+    for group, kind in groups.items():
+        parser.add_class_arguments(kind, group)
+    parser.add_token()
+    settings = parser.settings - {"config", "print_config", "hub_token"}
+    words = parser.words_of(argv)
+
     # The recipe is found first and then read as defaults: so --help shows its values, and the order of the arguments
     # does not matter.
-    first = PlainParser(add_help=False, allow_abbrev=False)
+    first = _RecipeParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, default=default_recipe)
-    first.add_argument("--print_config", action="store_true")
-    asked, rest = first.parse_known_args(argv)
-    recipe = asked.config
-
-    parser = _make_parser(default_recipe)
-    options = [*parser.get_defaults().keys(), *_GROUPS, "help"]
-    settings = [key for key in options if key not in ("config", "print_config", "hub_token", "help")]
-    _refuse_unknown(_keys_of_recipe(recipe), settings, f"the recipe {recipe}")
-    _refuse_unknown(_keys_of_command_line(rest), options, "the command line")
-
+    recipe = first.parse_known_args(words)[0].config
+    _refuse_unknown(_keys_of_recipe(recipe, groups), settings | groups.keys(), f"the recipe {recipe}")
     parser.default_config_files = [str(recipe)]
-    namespace = parser.parse_args(rest)
+
+    parsed = parser.parse_settings(words)
     try:
-        values = parser.instantiate(namespace)
-        config = Config(
-            output_dir=Path(values.output_dir),
-            seed=values.seed,
-            threads=values.threads,
-            quiet=values.quiet,
-            resume=values.resume,
-            dry_run=values.dry_run,
-            push_to_hub=values.push_to_hub,
-            hub_model_id=values.hub_model_id,
-            hub_private_repo=values.hub_private_repo,
-            hub_license=values.hub_license,
-            hub_strategy=values.hub_strategy,
-            data=values.data,
-            model=values.model.as_dict(),
-            diffusion=values.diffusion.as_dict(),
-            training=values.training,
-            evaluation=values.evaluation,
-        )
+        values = vars(parser.instantiate(parsed))
+        asked = {field.name: values[field.name] for field in fields(Config)}
+        for field in fields(Config):
+            if "constructor" in field.metadata:
+                asked[field.name] = dict(vars(asked[field.name]))
+        config = Config(**asked)
     except ValueError as error:
         fail(str(error))
-    if asked.print_config:
+    if values["print_config"]:
         print(config.to_yaml(), end="")
         raise SystemExit(0)
     return config
@@ -93,27 +88,21 @@ def parse_settings(
         description: For ``--help``.
         is_positional: The fields without a default are given in their order, without their names.
 
-    A switch may stand without its value, and the values of a list one after the other (``--metrics fid kid``). Wrong
-    settings end the program with one sentence and status 2; ``--help`` ends it with 0.
+    Wrong settings end the program with one sentence and status 2; ``--help`` ends it with 0.
     """
     argv = take_token(argv)
-    parser = _Parser(description=description, allow_abbrev=False)
+    required = [field.name for field in fields(kind) if _is_required(field)]  # type: ignore[arg-type]
+    shown = [name.upper() if is_positional else f"--{name} {name.upper()}" for name in required]
+    parser = _Parser(description=description, usage=" ".join(["%(prog)s", *shown, "[--SETTING VALUE ...]"]))
     parser.add_class_arguments(kind, as_positional=is_positional)
-    parser.add_argument("--hub_token", type=str | None, default=None, help=TOKEN_HELP)
-    options = [*(field.name for field in fields(kind)), "hub_token", "help"]  # type: ignore[arg-type]
-    _refuse_unknown(_keys_of_command_line(argv), options, "the command line")
-    types = get_type_hints(kind)
-    switches = {f"--{name}" for name, type_ in types.items() if type_ is bool}
-    lists = {f"--{name}" for name, type_ in types.items() if get_origin(type_) is list}
-    values = vars(parser.parse_args(list(_one_value_each(argv, switches, lists))))
+    parser.add_token()
+    parser.has_positionals = is_positional
+    values = vars(parser.parse_settings(parser.words_of(argv)))
     del values["hub_token"]
     try:
         return kind(**values)
     except ValueError as error:
         fail(str(error))
-
-
-TOKEN_HELP = "Of the Hub, in place of HF_TOKEN and of 'hf auth login'; written to no file."
 
 
 def take_token(argv: Sequence[str]) -> list[str]:
@@ -133,22 +122,6 @@ def take_token(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _one_value_each(argv: Sequence[str], switches: set[str], lists: set[str]) -> Iterator[str]:
-    """The arguments as jsonargparse wants them: ``--switch=true`` and ``--list=["a", "b"]``."""
-    position = 0
-    while position < len(argv):
-        argument = argv[position]
-        position += 1
-        if argument in switches:
-            yield f"{argument}=true"
-        elif argument in lists:
-            stop = next((i for i in range(position, len(argv)) if argv[i].startswith("--")), len(argv))
-            yield f"{argument}={json.dumps(argv[position:stop])}"
-            position = stop
-        else:
-            yield argument
-
-
 def fail(message: str, status: int = 2) -> NoReturn:
     """End the program with one sentence on stderr, said once however many processes there are."""
     if os.environ.get("RANK", "0") == "0":
@@ -158,103 +131,130 @@ def fail(message: str, status: int = 2) -> NoReturn:
     raise SystemExit(status)
 
 
-_GROUPS: dict[str, type] = {
-    "data": DataConfig,
-    "model": UNet2DModel,
-    "diffusion": DDPMScheduler,
-    "training": TrainingConfig,
-    "evaluation": EvaluationConfig,
-}
-
-
-class PlainParser(argparse.ArgumentParser):
+class _RecipeParser(argparse.ArgumentParser):
     """The standard library's, whose errors end the program in one sentence."""
 
     def error(self, message: str) -> NoReturn:
         fail(message)
 
 
+class _Formatter(DefaultHelpFormatter):
+    """Shows a switch as it is typed, without a value, and a path as a path."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return super()._expand_help(action).replace("<class 'Path'>", "path")
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if _type_of(action) is bool and action.option_strings:
+            return ", ".join(action.option_strings)
+        return super()._format_action_invocation(action)
+
+
 class _Parser(ArgumentParser):
+    """jsonargparse's, with switches and lists as people type them, and errors of one sentence."""
+
+    has_positionals = False
+
+    def __init__(self, description: str, usage: str) -> None:
+        super().__init__(description=description, usage=usage, formatter_class=_Formatter, allow_abbrev=False)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         fail(_one_sentence(message))
 
+    def add_token(self) -> None:
+        """What :func:`take_token` has taken is in --help all the same."""
+        self.add_argument("--hub_token", type=str | None, default=None, help=TOKEN_HELP)
 
-def _make_parser(default_recipe: Path) -> ArgumentParser:
-    parser = _Parser(
-        description="Train a diffusion model on images; then sample, score and save it.",
-        usage="accelerate launch train_accelerate.py [--config RECIPE] [--SETTING VALUE ...]",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", type=str, default=str(default_recipe), help="The recipe, a YAML file.")
-    parser.add_argument("--print_config", action="store_true", help="Print the resolved settings as a recipe and end.")
-    parser.add_argument(
-        "--output_dir", type=str, default="runs/digits", help="Where the run goes, and where it goes on."
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Everything random in the run follows from it.")
-    parser.add_argument(
-        "--threads",
-        type=int | None,
-        default=None,
-        help="CPU threads of each process; null shares the usable cores out over the processes of this machine.",
-    )
-    parser.add_argument(
-        "--resume",
-        type=str,
-        default="auto",
-        help="auto goes on from the newest complete checkpoint in output_dir, if there is one; never starts anew and "
-        "replaces what is there; a path goes on from that checkpoint, and hub:OWNER/NAME[@REVISION] from the one that "
-        "a run with the hub_strategy checkpoints has put on the Hub, or from a newer one in output_dir.",
-    )
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="A few steps, a save, a tiny sample and score, and then what the full run would cost; leaves nothing.",
-    )
-    parser.add_argument("--quiet", action="store_true", help="No progress bars; the scores are still printed.")
-    parser.add_argument("--push_to_hub", action="store_true", help="Push the model to hub_model_id.")
-    parser.add_argument(
-        "--hub_model_id", type=str | None, default=None, help="OWNER/NAME; made where it is not there yet."
-    )
-    parser.add_argument("--hub_private_repo", action="store_true", help="Make it private, where it is made.")
-    parser.add_argument("--hub_license", type=str, default="apache-2.0", help="The model's, for its card.")
-    parser.add_argument("--hub_token", type=str | None, default=None, help=TOKEN_HELP)
-    parser.add_argument(
-        "--hub_strategy",
-        type=Literal["end", "every_save", "checkpoints"],
-        default="end",
-        help="end pushes when all is done; every_save also the model of each checkpoint; checkpoints also the newest "
-        "checkpoint itself, to a branch of that name, from which another machine can resume.",
-    )
-    for group, kind in _GROUPS.items():
-        parser.add_class_arguments(kind, group, instantiate=is_dataclass(kind))
-    return parser
+    @property
+    def settings(self) -> set[str]:
+        """The names of all settings; groups, which jsonargparse would read from files of their own, are none."""
+        return {action.dest for action in self._actions if _type_of(action) is not None}
+
+    def words_of(self, argv: Sequence[str]) -> list[str]:
+        """The arguments as jsonargparse wants them: ``--switch=true``, ``--list=["a", "b"]``.
+
+        A setting that nobody knows ends the program.
+        """
+        names = (argument[2:].partition("=")[0] for argument in argv if argument.startswith("--"))
+        _refuse_unknown((name.removesuffix("+") for name in names), self.settings | {"help"}, "the command line")
+        types = {option: _type_of(action) for action in self._actions for option in action.option_strings}
+        words, position = list[str](), 0
+        while position < len(argv):
+            word = argv[position]
+            position += 1
+            stop = next((i for i in range(position, len(argv)) if argv[i].startswith("--")), len(argv))
+            values = argv[position:stop]
+            if types.get(word) is bool:
+                is_value = bool(values) and (values[0].lower() in ("true", "false") or not self.has_positionals)
+                words.append(f"{word}={values[0] if is_value else 'true'}")
+                position += is_value
+            elif get_origin(types.get(word)) is list and not (len(values) == 1 and values[0].startswith("[")):
+                words.append(f"{word}={json.dumps(values)}")
+                position = stop
+            else:
+                words.append(word)
+        return words
+
+    def parse_settings(self, words: Sequence[str]) -> Any:
+        """The values of all settings; groups of the recipe count as defaults."""
+        for action in self._actions:
+            if action.dest not in self.settings and action.dest != "help":
+                action.help = argparse.SUPPRESS  # a file for a group
+        return self.parse_args(list(words))
 
 
-def _refuse_unknown(keys: Iterable[str], known: Sequence[str], where: str) -> None:
+def _type_of(action: argparse.Action) -> Any:
+    """The type of a setting; None of what is none."""
+    return getattr(action, "_typehint", None) or action.type
+
+
+def _is_required(field: Any) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _groups_of(kind: type) -> dict[str, type]:
+    """The fields that hold settings of their own, with the dataclass of each."""
+    types, groups = get_type_hints(kind), {}
+    for field in fields(kind):
+        if "constructor" in field.metadata:
+            groups[field.name] = constructor_settings(field.metadata["constructor"])
+        elif is_dataclass(types[field.name]):
+            groups[field.name] = types[field.name]
+    return groups
+
+
+def _refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> None:
+    names = sorted(known)
     for key in keys:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        if key not in names:
+            nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
             fail(f"{where} sets {key!r}, which is no setting; the nearest one is {nearest!r} (--help shows all)")
 
 
-def _keys_of_recipe(path: Path) -> Iterator[str]:
+def _keys_of_recipe(path: Path, groups: Mapping[str, type]) -> Iterator[str]:
+    """The keys of a recipe as the command line has them; a file that is no recipe ends the program."""
     try:
-        recipe = yaml.safe_load(path.read_text())
+        recipe = yaml.safe_load(path.read_bytes().decode("utf-8"))
     except OSError as error:
         fail(f"the recipe {path} cannot be read ({error.strerror}); give the path of a YAML file to --config")
+    except UnicodeDecodeError as error:
+        fail(f"the recipe {path} is not text in UTF-8 (its byte {error.start} is not); save it as UTF-8")
     except yaml.YAMLError as error:
         fail(f"the recipe {path} is not YAML: {_one_sentence(str(error))}")
     if not isinstance(recipe, dict):
-        fail(f"the recipe {path} must hold settings, such as 'seed: 0', and holds {recipe!r}")
+        held = "nothing" if recipe is None else repr(recipe)[:80]
+        fail(f"the recipe {path} must hold settings, such as 'seed: 0', and holds {held}")
     for key, value in recipe.items():
-        if key in _GROUPS and isinstance(value, Mapping):
-            yield from (f"{key}.{inner}" for inner in value)
-        else:
-            yield str(key)
+        if key in groups and not isinstance(value, Mapping):
+            example = fields(groups[key])[0].name
+            fail(
+                f"the recipe {path} sets {key!r} to {value!r}, and it takes settings of its own, each on a line below "
+                f"it, such as '{example}: ...'"
+            )
+        yield from (f"{key}.{inner}" for inner in value) if key in groups else [str(key)]
 
 
-def _keys_of_command_line(argv: Sequence[str]) -> Iterator[str]:
-    return (argument[2:].partition("=")[0] for argument in argv if argument.startswith("--"))
+_SHOWN = {"bool": "true or false", "Path": "path"}
 
 
 def _one_sentence(message: str) -> str:
@@ -262,8 +262,7 @@ def _one_sentence(message: str) -> str:
     key, value = re.search(r'Parser key "([\w.]+)"', message), re.search(r"(?:Got|Given) value: (.*)", message)
     if key is None or value is None:
         return " ".join(message.split())
-    expected = [
-        re.sub(r"<class '(\w+)'>", r"\1", kind).replace("typing.Literal[", "one of [").replace("NoneType", "null")
-        for kind in dict.fromkeys(re.findall(r"Expected an? (.+?)(?:\. Got value|$)", message, re.MULTILINE))
-    ]
+    kinds = dict.fromkeys(re.findall(r"Expected an? (.+?)(?:\. Got value|$)", message, re.MULTILINE))
+    expected = [re.sub(r"<class '(\w+)'>", lambda name: _SHOWN.get(name[1], name[1]), kind) for kind in kinds]
+    expected = [kind.replace("typing.Literal[", "one of [").replace("NoneType", "null") for kind in expected]
     return f"{key[1]} was given {value[1]!r} and takes {' or '.join(expected)} (--help shows all settings)"

@@ -20,7 +20,8 @@ DIGITS = CONFIGS / "train" / "digits.yaml"
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
-    path.write_text("seed: 5\ntraining: {steps: 70, learning_rate: 1.0e-3}\nmodel: {block_out_channels: [16, 32]}\n")
+    model = "model: {block_out_channels: [32, 64, 64, 64]}"
+    path.write_text(f"seed: 5\ntraining: {{steps: 70, learning_rate: 1.0e-3}}\n{model}\n")
     return path
 
 
@@ -44,7 +45,7 @@ def test_the_command_line_wins_over_the_recipe_wins_over_the_defaults(recipe: Pa
     assert config.training.steps == 9
     assert config.training.learning_rate == 1e-3
     assert config.seed == 5
-    assert config.model["block_out_channels"] == (16, 32)
+    assert config.model["block_out_channels"] == (32, 64, 64, 64)
     assert config.training.batch_size == 128
     assert parse("--config", recipe, "--training.steps", 9) == config
 

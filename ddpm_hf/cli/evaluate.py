@@ -85,6 +85,8 @@ class EvaluateConfig:
             raise ValueError("give the images either by --samples ONE or by --compare SEVERAL")
         if not self.metrics:
             raise ValueError("metrics is empty; give some of fid, kid, is, precision_recall, density_coverage")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads} and must be at least 1")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size} and must be at least 1")
         if self.bootstrap < 0 or self.bootstrap == 1:

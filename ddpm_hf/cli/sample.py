@@ -8,11 +8,14 @@ The image of a seed depends on nothing but that seed and the model. The same com
 
 import sys
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Final, Literal
 
 from ddpm_hf.command_line import parse_settings
+from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
 from ddpm_hf.sampling.samplers import SamplerName, check_sampler
+from ddpm_hf.settings import check, check_seed
 
 PICTURES: Final = {"denoising": range(1, 17), "interpolation": range(2, 17), "grid": range(1, 1025)}
 """Each picture of ``--show`` with the numbers of images that it may have."""
@@ -73,8 +76,12 @@ class SampleConfig:
         for name in ("num_images", "batch_size", "num_inference_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed} and must be 0 or more")
+        check_seed("seed", self.seed, self.num_images)
+        check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
+        check(0 <= self.eta <= 1, "eta", self.eta, "from 0 to 1")
+        check(isfinite(self.guidance_scale), "guidance_scale", self.guidance_scale, "a finite number")
+        is_known = self.timestep_spacing is None or self.timestep_spacing in TIMESTEP_SPACINGS
+        check(is_known, "timestep_spacing", self.timestep_spacing, f"one of {', '.join(TIMESTEP_SPACINGS)}")
         if self.scheduler is not None:
             check_sampler(self.scheduler, self.timestep_spacing, self.eta, self.num_inference_steps)
         if self.show is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm_hf.diffusion.choices import LOSS_WEIGHTINGS, LOSSES, VARIANCE_TYPES
+from ddpm_hf.diffusion.checks import check_objective, check_weighting
 from ddpm_hf.diffusion.denoiser import Denoiser, split_variance
 from ddpm_hf.diffusion.variational import bound_term
 
@@ -84,37 +84,6 @@ def training_loss(
     return squared_error + objective.vlb_weight * bound(torch.cat([prediction.detach(), variance], dim=1))
 
 
-def check_objective(loss: str, variance_type: str, weighting: str = "none") -> None:
-    """See that a loss teaches what is asked of it, and nothing is asked for nothing.
-
-    Raises:
-        ValueError: for an unknown loss, variance type or weighting, or one that does not go with the others.
-    """
-    settings = (
-        ("loss", loss, LOSSES),
-        ("variance_type", variance_type, VARIANCE_TYPES),
-        ("weighting", weighting, LOSS_WEIGHTINGS),
-    )
-    for name, value, known in settings:
-        if value not in known:
-            raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(known)}.")
-    is_learned = variance_type.startswith("learned")
-    if loss == "simple" and is_learned:
-        raise ValueError(
-            f"variance_type={variance_type!r} learns nothing from loss='simple', which has no gradient for the "
-            "variance; use loss='hybrid' or 'kl', or variance_type='fixed_small'."
-        )
-    if loss == "hybrid" and not is_learned:
-        raise ValueError(
-            f"loss='hybrid' adds nothing to 'simple' with variance_type={variance_type!r}, as its bound teaches the "
-            "variance alone; use variance_type='learned_range', or loss='simple'."
-        )
-    if loss == "kl" and weighting != "none":
-        raise ValueError(
-            f"weighting={weighting!r} does not go with loss='kl', which weighs each step itself; use 'none'."
-        )
-
-
 def min_snr_weight(snr: Tensor, prediction_type: str, gamma: float = 5.0) -> Tensor:
     """The weight of a step so that its error in x_0 counts min(SNR, gamma) (Hang et al. 2023, section 3.4).
 
@@ -123,7 +92,7 @@ def min_snr_weight(snr: Tensor, prediction_type: str, gamma: float = 5.0) -> Ten
     Raises:
         ValueError: for a prediction type other than epsilon, sample and v_prediction.
     """
-    _check_weighted("min_snr", prediction_type)
+    check_weighting("min_snr", prediction_type)
     if prediction_type == "epsilon":
         return (gamma / snr).clamp(max=1)
     weight = snr.clamp(max=gamma)
@@ -136,16 +105,8 @@ def p2_weight(snr: Tensor, prediction_type: str, gamma: float = 1.0) -> Tensor:
     Raises:
         ValueError: for a prediction type other than epsilon, sample and v_prediction.
     """
-    _check_weighted("p2", prediction_type)
+    check_weighting("p2", prediction_type)
     weight = (1 + snr) ** -gamma
     if prediction_type == "epsilon":
         return weight
     return weight * snr if prediction_type == "sample" else weight * snr / (snr + 1)
-
-
-def _check_weighted(weighting: str, prediction_type: str) -> None:
-    if prediction_type not in ("epsilon", "sample", "v_prediction"):
-        raise ValueError(
-            f"{weighting} weighting is defined for epsilon, sample and v_prediction, not {prediction_type!r}; "
-            "use weighting='none'."
-        )

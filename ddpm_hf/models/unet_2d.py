@@ -4,6 +4,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 import torch
@@ -14,8 +15,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ddpm_hf.models.fused import ActivatedGroupNorm
-from ddpm_hf.models.unet_2d_blocks import ACTIVATIONS, BlockConfig, UNetMidBlock2D
-from ddpm_hf.models.unet_2d_config import DOWN_BLOCKS, UP_BLOCKS, check_config
+from ddpm_hf.models.unet_2d_blocks import BlockConfig, UNetMidBlock2D
+from ddpm_hf.models.unet_2d_config import ACTIVATIONS, DOWN_BLOCKS, UP_BLOCKS, check_config
 
 logger = logging.getLogger(__name__)
 
@@ -183,14 +184,15 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         elif class_embed_type == "identity":
             self.class_embedding = nn.Identity()
 
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation = resolve_name(ACTIVATIONS[config.activation])()
         self.down_blocks = nn.ModuleList()
         skips = [channels[0]]
         for i, block_type in enumerate(down_block_types):
             sampling = downsample_type if i < levels - 1 else None
             block_in = channels[max(i - 1, 0)]
+            down_block = resolve_name(DOWN_BLOCKS[block_type])
             self.down_blocks.append(
-                DOWN_BLOCKS[block_type](block_in, channels[i], layers_per_block, config, downsample_padding, sampling)
+                down_block(block_in, channels[i], layers_per_block, config, downsample_padding, sampling)
             )
             skips += [channels[i]] * (layers_per_block + (sampling is not None))
 
@@ -207,7 +209,8 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             sampling = upsample_type if level > 0 else None
             block_in = channels[min(level + 1, levels - 1)]
             taken = [skips.pop() for _ in range(layers_per_block + 1)]
-            self.up_blocks.append(UP_BLOCKS[block_type](block_in, channels[level], taken, config, sampling))
+            up_block = resolve_name(UP_BLOCKS[block_type])
+            self.up_blocks.append(up_block(block_in, channels[level], taken, config, sampling))
 
         self.conv_norm_out = ActivatedGroupNorm(norm_num_groups, channels[0], norm_eps, nn.SiLU())
         self.conv_out = nn.Conv2d(channels[0], out_channels * patch_size**2, kernel_size=3, padding=1)

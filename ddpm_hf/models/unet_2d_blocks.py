@@ -6,21 +6,15 @@ pixels, E channels of the time embedding.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from pkgutil import resolve_name
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_hf.models.fused import ActivatedGroupNorm, ConvOfRepeatedPixels, Dropout
-
-ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {
-    "silu": nn.SiLU,
-    "swish": nn.SiLU,
-    "mish": nn.Mish,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-}
+from ddpm_hf.models.unet_2d_config import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,7 @@ class BlockConfig:
         time_channels: E.
         groups: of the group norms.
         eps: of the group norms.
-        activation: a key of `ACTIVATIONS`.
+        activation: a key of `unet_2d_config.ACTIVATIONS`.
         dropout: probability, before the last convolution of a residual block.
         is_scale_shift: the time embedding scales and shifts the second norm's output; else it is added before.
         head_channels: of an attention head; one head of all channels when None.
@@ -101,7 +95,7 @@ class ResidualBlock(nn.Module):
         resample: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.nonlinearity = ACTIVATIONS[config.activation]()
+        self.nonlinearity = resolve_name(ACTIVATIONS[config.activation])()
         self.norm1 = ActivatedGroupNorm(config.groups, in_channels, config.eps, self.nonlinearity)
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
         self.time_emb_proj = nn.Linear(config.time_channels, out_channels * (2 if config.is_scale_shift else 1))

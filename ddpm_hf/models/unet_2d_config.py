@@ -1,18 +1,26 @@
-"""What a UNet2DModel's config may say: checked in one sentence each, before anything is built of it."""
+"""What a UNet2DModel's config may say: checked in one sentence each, before anything is built of it or torch is loaded.
 
-from collections.abc import Sequence
+A block or activation is one row of its table here, with its place as "module:name" for `pkgutil.resolve_name`.
+"""
+
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from ddpm_hf.models.unet_2d_blocks import (
-    ACTIVATIONS,
-    AttnDownBlock2D,
-    AttnUpBlock2D,
-    DownBlock2D,
-    UpBlock2D,
-)
-
-DOWN_BLOCKS: Final = {"DownBlock2D": DownBlock2D, "AttnDownBlock2D": AttnDownBlock2D}
-UP_BLOCKS: Final = {"UpBlock2D": UpBlock2D, "AttnUpBlock2D": AttnUpBlock2D}
+DOWN_BLOCKS: Final = {
+    "DownBlock2D": "ddpm_hf.models.unet_2d_blocks:DownBlock2D",
+    "AttnDownBlock2D": "ddpm_hf.models.unet_2d_blocks:AttnDownBlock2D",
+}
+UP_BLOCKS: Final = {
+    "UpBlock2D": "ddpm_hf.models.unet_2d_blocks:UpBlock2D",
+    "AttnUpBlock2D": "ddpm_hf.models.unet_2d_blocks:AttnUpBlock2D",
+}
+ACTIVATIONS: Final = {
+    "silu": "torch.nn:SiLU",
+    "swish": "torch.nn:SiLU",
+    "mish": "torch.nn:Mish",
+    "gelu": "torch.nn:GELU",
+    "relu": "torch.nn:ReLU",
+}
 MID_BLOCKS: Final = ("UNetMidBlock2D", None)
 TIME_EMBEDDINGS: Final = ("positional", "fourier", "learned")
 CLASS_EMBEDDINGS: Final = (None, "timestep", "identity")
@@ -20,9 +28,33 @@ TIME_SCALE_SHIFTS: Final = ("default", "scale_shift")
 SAMPLINGS: Final = ("conv", "resnet")
 
 
-def check_config(config: Any) -> None:
-    """Say in one sentence what of a config is unknown or does not fit."""
-    known: dict[str, Sequence[Any]] = {
+def check_config(config: Mapping[str, Any]) -> None:
+    """Say in one sentence, which begins with the key, what of a config is unknown or does not fit.
+
+    Raises:
+        ValueError: it cannot be built, or its output would not be finite.
+    """
+    _check_names(config)
+    _check_numbers(config)
+    levels = {key: len(config[key]) for key in ("down_block_types", "up_block_types", "block_out_channels")}
+    if len(set(levels.values())) > 1 or 0 in levels.values():
+        raise ValueError(
+            f"block_out_channels has {levels['block_out_channels']} levels, down_block_types "
+            f"{levels['down_block_types']} and up_block_types {levels['up_block_types']}; give one entry per level."
+        )
+    _check_channels(config)
+    if config["time_embedding_type"] == "learned" and config["num_train_timesteps"] is None:
+        raise ValueError("time_embedding_type='learned' needs num_train_timesteps.")
+    first = config["block_out_channels"][0]
+    if config["time_embedding_type"] == "positional" and config["freq_shift"] == first // 2:
+        raise ValueError(
+            f"freq_shift={config['freq_shift']} divides by zero with block_out_channels that begin with {first}; make "
+            f"it other than {first // 2}."
+        )
+
+
+def _check_names(config: Mapping[str, Any]) -> None:
+    known: dict[str, Collection[Any]] = {
         "mid_block_type": MID_BLOCKS,
         "time_embedding_type": TIME_EMBEDDINGS,
         "class_embed_type": CLASS_EMBEDDINGS,
@@ -33,41 +65,59 @@ def check_config(config: Any) -> None:
     }
     for key, values in known.items():
         _check_choice(key, config[key], values)
-    _check_choice("act_fn", config.act_fn.lower(), tuple(ACTIVATIONS))
-    for block_type in config.down_block_types:
-        _check_choice("down_block_types", block_type, tuple(DOWN_BLOCKS))
-    for block_type in config.up_block_types:
-        _check_choice("up_block_types", block_type, tuple(UP_BLOCKS))
+    _check_choice("act_fn", config["act_fn"].lower(), ACTIVATIONS)
+    for block_type in config["down_block_types"]:
+        _check_choice("down_block_types", block_type, DOWN_BLOCKS)
+    for block_type in config["up_block_types"]:
+        _check_choice("up_block_types", block_type, UP_BLOCKS)
 
-    if config.patch_size < 1:
-        raise ValueError(f"patch_size={config.patch_size} must be 1 or more.")
-    levels = {key: len(config[key]) for key in ("down_block_types", "up_block_types", "block_out_channels")}
-    if len(set(levels.values())) > 1 or 0 in levels.values():
-        raise ValueError(f"{levels} must be of one length, one entry per level.")
-    for channels in config.block_out_channels:
-        _check_groups(channels, "norm_num_groups", config.norm_num_groups)
-    blocks = [*zip(config.down_block_types, config.block_out_channels, strict=True)]
-    blocks += zip(config.up_block_types, reversed(config.block_out_channels), strict=True)
-    with_attention = [channels for block_type, channels in blocks if block_type.startswith("Attn")]
-    if config.mid_block_type is not None and config.add_attention:
-        with_attention.append(config.block_out_channels[-1])
-        if config.attn_norm_num_groups is not None:
-            _check_groups(config.block_out_channels[-1], "attn_norm_num_groups", config.attn_norm_num_groups)
-    widest_head = min(with_attention, default=config.attention_head_dim)
-    if config.attention_head_dim is not None and not 1 <= config.attention_head_dim <= widest_head:
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    for key in ("in_channels", "out_channels", "layers_per_block", "patch_size"):
+        _check(config[key] >= 1, key, config[key], "1 or more")
+    for key in ("time_embedding_dim", "num_class_embeds", "num_train_timesteps"):
+        _check(config[key] is None or config[key] >= 1, key, config[key], "1 or more, or None")
+    size = config["sample_size"]
+    sides = size if isinstance(size, list | tuple) else (size,)
+    fits = size is None or (len(sides) in (1, 2) and all(side >= 1 for side in sides))
+    _check(fits, "sample_size", size, "a side, or height and width, of 1 or more pixels")
+    _check(config["mid_block_scale_factor"] != 0, "mid_block_scale_factor", 0, "other than 0, as it divides")
+    _check(0 <= config["dropout"] < 1, "dropout", config["dropout"], "at least 0 and below 1")
+    _check(config["norm_eps"] > 0, "norm_eps", config["norm_eps"], "above 0")
+
+
+def _check_channels(config: Mapping[str, Any]) -> None:
+    """Groups and heads divide the channels of their levels."""
+    channels = config["block_out_channels"]
+    for number in channels:
+        _check(number >= 1, "block_out_channels", list(channels), "1 or more on each level")
+        _check_groups(number, "norm_num_groups", config["norm_num_groups"])
+    blocks = [*zip(config["down_block_types"], channels, strict=True)]
+    blocks += zip(config["up_block_types"], reversed(channels), strict=True)
+    with_attention = [number for block_type, number in blocks if block_type.startswith("Attn")]
+    if config["mid_block_type"] is not None and config["add_attention"]:
+        with_attention.append(channels[-1])
+        if config["attn_norm_num_groups"] is not None:
+            _check_groups(channels[-1], "attn_norm_num_groups", config["attn_norm_num_groups"])
+    head = config["attention_head_dim"]
+    widest = min(with_attention, default=head)
+    if head is not None and not 1 <= head <= widest:
         raise ValueError(
-            f"attention_head_dim={config.attention_head_dim} does not fit into {widest_head} of block_out_channels; "
-            f"use 1 .. {widest_head}, or None for one head."
+            f"attention_head_dim={head} does not fit into {widest} of block_out_channels; use 1 .. {widest}, or None "
+            "for one head."
         )
-    if config.time_embedding_type == "learned" and config.num_train_timesteps is None:
-        raise ValueError("time_embedding_type='learned' needs num_train_timesteps.")
 
 
 def _check_groups(channels: int, key: str, groups: int | None) -> None:
-    if not groups or channels % groups:
+    if not groups or groups < 0 or channels % groups:
         raise ValueError(f"block_out_channels has {channels}, not a multiple of {key}={groups}.")
 
 
-def _check_choice(key: str, value: Any, known: Sequence[Any]) -> None:
+def _check(condition: bool, key: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{key}={value!r} must be {expected}.")
+
+
+def _check_choice(key: str, value: Any, known: Collection[Any]) -> None:
     if value not in known:
         raise ValueError(f"{key}={value!r} is not known; use one of {', '.join(map(str, known))}.")

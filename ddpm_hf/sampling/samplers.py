@@ -10,9 +10,10 @@ from functools import cache
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
+
 logger = logging.getLogger(__name__)
 
-_OURS = ("leading", "linspace", "trailing", "quadratic")
 _THEIRS = ("leading", "linspace", "trailing")
 
 
@@ -50,14 +51,14 @@ SAMPLERS: Final[dict[str, Sampler]] = {
         "Song et al. 2021; no noise, or that of eta",
         has_eta=True,
         prediction_types=None,
-        timestep_spacings=_OURS,
+        timestep_spacings=TIMESTEP_SPACINGS,
     ),
     "ddpm": Sampler(
         "ddpm_hf.schedulers.ddpm:DDPMScheduler",
         "Ho et al. 2020; noise at every step",
         is_stochastic=True,
         prediction_types=None,
-        timestep_spacings=_OURS,
+        timestep_spacings=TIMESTEP_SPACINGS,
     ),
     "unipc": Sampler("diffusers:UniPCMultistepScheduler", "Zhao et al. 2023; the best of few steps without noise"),
     "dpmsolver++": Sampler(
@@ -108,7 +109,7 @@ if TYPE_CHECKING:
 else:
     SamplerName = Literal[tuple(SAMPLERS)]
     """The type of a setting that names a sampler: the parser then knows the choices."""
-    TimestepSpacing = Literal[_OURS]
+    TimestepSpacing = Literal[tuple(TIMESTEP_SPACINGS)]
 
 _OTHER_MODELS: Final = {
     "EDM": "networks with EDM's preconditioning",

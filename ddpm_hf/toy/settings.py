@@ -1,10 +1,12 @@
 """The settings of the toy; nothing here loads torch."""
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Final
 
 from ddpm_hf.diffusion.choices import NOISE_SCHEDULES, PREDICTION_TYPES
+from ddpm_hf.settings import check, check_seed
 
 DATA: Final = {
     "gaussian8": "ddpm_hf.toy.points:gaussian8",
@@ -62,6 +64,8 @@ class ToyConfig:
         return self.output or Path("runs", "toy", self.data)
 
     def __post_init__(self) -> None:
+        check_seed("seed", self.seed, num_images=3)  # of training, of samples and of held-out data
+        check(0 < self.learning_rate < inf, "learning_rate", self.learning_rate, "above 0, and finite")
         known = {
             "data": DATA,
             "prediction_type": PREDICTION_TYPES,
@@ -74,3 +78,6 @@ class ToyConfig:
         for name in ("steps", "batch_size", "num_train_timesteps", "num_inference_steps", "num_points", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
+        expected = f"at most num_train_timesteps, {self.num_train_timesteps}"
+        steps = self.num_inference_steps
+        check(steps <= self.num_train_timesteps, "num_inference_steps", steps, expected)

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from pkgutil import resolve_name
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from ddpm_hf.data.sources import ImageSource
 from ddpm_hf.diffusion.losses import Objective, training_loss
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
+from ddpm_hf.training.choices import LR_SCHEDULES, OPTIMIZERS
 from ddpm_hf.training.settings import TrainingConfig
 
 
@@ -88,15 +90,38 @@ def prepare_network(unet: UNet2DModel, training: TrainingConfig) -> None:
         unet.compile()
 
 
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """What every optimizer is given; one that has no use for an option leaves it.
+
+    Args:
+        learning_rate: after the warm-up.
+        betas: decay rates of the first and second moments.
+        weight_decay: of the weights.
+    """
+
+    learning_rate: float
+    betas: tuple[float, float]
+    weight_decay: float
+
+
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW, in one kernel for all parameters where the device has one."""
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    options: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": config.betas,
-        "weight_decay": config.weight_decay,
-    }
-    return kind(parameters, fused=True, **options)
+    """The one of `choices.OPTIMIZERS` that the settings name."""
+    options = OptimizerOptions(config.learning_rate, config.betas, config.weight_decay)
+    optimizer: torch.optim.Optimizer = resolve_name(OPTIMIZERS[config.optimizer])(parameters, options)
+    return optimizer
+
+
+def adam(parameters: Iterable[nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:
+    """Kingma & Ba 2015, with L2 regularisation; one kernel for all parameters where the device has one."""
+    lr, betas, weight_decay = options.learning_rate, options.betas, options.weight_decay
+    return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+
+
+def adamw(parameters: Iterable[nn.Parameter], options: OptimizerOptions) -> torch.optim.Optimizer:
+    """Loshchilov & Hutter 2019, with decoupled weight decay; one kernel for all parameters where the device has one."""
+    lr, betas, weight_decay = options.learning_rate, options.betas, options.weight_decay
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -104,5 +129,20 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    factor = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress}
-    return config.learning_rate * factor[config.lr_schedule]
+    factor: float = resolve_name(LR_SCHEDULES[config.lr_schedule])(progress)
+    return config.learning_rate * factor
+
+
+def constant(progress: float) -> float:
+    """1."""
+    return 1.0
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine, from 1 to 0."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def linear(progress: float) -> float:
+    """A line, from 1 to 0."""
+    return 1 - progress

@@ -1,15 +1,31 @@
 """The settings of a training run, as dataclasses: checked when they are made, and written back as a recipe."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import yaml
 
 from ddpm_hf.data.settings import DataConfig
-from ddpm_hf.sampling.samplers import SamplerName, check_sampler
-from ddpm_hf.settings import check, flat, plain
+from ddpm_hf.diffusion.checks import check_objective, check_process, check_weighting
+from ddpm_hf.diffusion.choices import LOSS_WEIGHTINGS, LOSSES, TIMESTEP_SAMPLERS
+from ddpm_hf.models.unet_2d_config import check_config
+from ddpm_hf.sampling.samplers import SamplerName, TimestepSpacing, check_sampler
+from ddpm_hf.settings import check, check_seed, flat, named, plain
+from ddpm_hf.training.choices import LR_SCHEDULES, OPTIMIZERS
+
+if TYPE_CHECKING:
+    Loss: TypeAlias = str
+    LossWeighting: TypeAlias = str
+    LRSchedule: TypeAlias = str
+    Optimizer: TypeAlias = str
+    TimestepSampling: TypeAlias = str
+else:  # the names of the tables, so that a new row is a new choice on the command line
+    Loss, LossWeighting = Literal[tuple(LOSSES)], Literal[tuple(LOSS_WEIGHTINGS)]
+    LRSchedule, Optimizer = Literal[tuple(LR_SCHEDULES)], Literal[tuple(OPTIMIZERS)]
+    TimestepSampling = Literal[tuple(TIMESTEP_SAMPLERS)]
 
 
 @dataclass(frozen=True)
@@ -55,21 +71,21 @@ class TrainingConfig:
     steps: int = 800_000
     batch_size: int = 128
     gradient_accumulation_steps: int = 1
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Optimizer = "adam"
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
-    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    lr_schedule: LRSchedule = "constant"
     warmup_steps: int = 5000
     max_grad_norm: float = 1.0
     max_skipped_steps: int = 20
     ema_decay: float | list[float] = 0.9999
-    loss: Literal["simple", "kl", "hybrid"] = "simple"
+    loss: Loss = "simple"
     vlb_weight: float = 0.001
-    loss_weighting: Literal["none", "min_snr", "p2"] = "none"
+    loss_weighting: LossWeighting = "none"
     min_snr_gamma: float = 5.0
     p2_gamma: float = 1.0
-    timestep_sampling: Literal["uniform", "stratified", "importance"] = "uniform"
+    timestep_sampling: TimestepSampling = "uniform"
     label_dropout: float = 0.0
     log_every: int = 50
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
@@ -89,6 +105,8 @@ class TrainingConfig:
             check(value is None or value >= 1, f"training.{name}", value, "at least 1, or null")
         for name in ("learning_rate", "max_grad_norm", "min_snr_gamma", "p2_gamma", "vlb_weight"):
             check(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "above 0")
+        for name in ("learning_rate", "weight_decay", "p2_gamma", "vlb_weight"):
+            check(getattr(self, name) < math.inf, f"training.{name}", getattr(self, name), "a finite number")
         for name in ("warmup_steps", "weight_decay", "max_skipped_steps"):
             check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
         check(0 <= self.label_dropout < 1, "training.label_dropout", self.label_dropout, "at least 0 and below 1")
@@ -138,7 +156,7 @@ class EvaluationConfig:
     num_images: int = 500
     sampler: SamplerName = "ddim"
     num_inference_steps: int = 50
-    timestep_spacing: Literal["leading", "trailing", "linspace", "quadratic"] = "leading"
+    timestep_spacing: TimestepSpacing = "leading"
     eta: float = 0.0
     guidance_scale: float = 1.0
     batch_size: int = 128
@@ -154,43 +172,111 @@ class EvaluationConfig:
         expected = "null, or evaluation.extractor must be given and fid be among evaluation.metrics"
         check(self.every is None or scored, "evaluation.every", self.every, expected)
         check(0 <= self.eta <= 1, "evaluation.eta", self.eta, "from 0 to 1")
+        scale = self.guidance_scale
+        check(math.isfinite(scale) and scale >= 0, "evaluation.guidance_scale", scale, "a number from 0")
         check_sampler(self.sampler, self.timestep_spacing, self.eta, self.num_inference_steps)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """All the settings of a run. ``model`` and ``diffusion`` are keyword arguments for the two classes.
+    """All the settings of a run.
 
     A token of the Hub is none of them: they are written to files, and these are pushed.
+
+    Args:
+        output_dir: Where the run goes, and where it goes on.
+        seed: Everything random in the run follows from it.
+        threads: CPU threads of each process; null shares the usable cores out over the processes of this machine.
+        quiet: No progress bars; the scores are still printed.
+        resume: auto goes on from the newest complete checkpoint in output_dir, if there is one; never starts anew and
+            replaces what is there; a path goes on from that checkpoint, and hub:OWNER/NAME[@REVISION] from the one that
+            a run with the hub_strategy checkpoints has put on the Hub, or from a newer one in output_dir.
+        dry_run: Take a few steps, save, draw and score a tiny sample, and print what the full run would cost; leave
+            nothing.
+        push_to_hub: Push the model to hub_model_id.
+        hub_model_id: OWNER/NAME of the model on the Hub; it is made where it is not there yet.
+        hub_private_repo: Make the model private where it is made.
+        hub_license: License of the model, for its card.
+        hub_strategy: end pushes when all is done; every_save also pushes the model of each checkpoint; checkpoints also
+            pushes the newest checkpoint itself, to a branch of that name, from which another machine can resume.
+        data: The images.
+        model: All the keyword arguments of UNet2DModel.
+        diffusion: All the keyword arguments of DDPMScheduler.
+        training: Optimisation.
+        evaluation: Images and scores.
     """
 
-    output_dir: Path
-    seed: int
-    threads: int | None
-    quiet: bool
-    resume: str
-    dry_run: bool
-    push_to_hub: bool
-    hub_model_id: str | None
-    hub_private_repo: bool
-    hub_license: str
-    hub_strategy: Literal["end", "every_save", "checkpoints"]
+    output_dir: Path = Path("runs/digits")
+    seed: int = 0
+    threads: int | None = None
+    quiet: bool = False
+    resume: str = "auto"
+    dry_run: bool = False
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
+    hub_license: str = "apache-2.0"
+    hub_strategy: Literal["end", "every_save", "checkpoints"] = "end"
     data: DataConfig
-    model: dict[str, Any]
-    diffusion: dict[str, Any]
+    model: dict[str, Any] = field(metadata={"constructor": "ddpm_hf.models.unet_2d:UNet2DModel"})
+    diffusion: dict[str, Any] = field(metadata={"constructor": "ddpm_hf.schedulers.ddpm:DDPMScheduler"})
     training: TrainingConfig
     evaluation: EvaluationConfig
 
     def __post_init__(self) -> None:
-        check(self.seed >= 0, "seed", self.seed, "at least 0")
-        has_guide = self.evaluation.guidance_scale == 1 or self.training.label_dropout > 0
-        expected = "1, or training.label_dropout above 0"
-        check(has_guide, "evaluation.guidance_scale", self.evaluation.guidance_scale, expected)
         check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
         if self.push_to_hub != (self.hub_model_id is not None):
             raise ValueError(
                 f"push_to_hub is {self.push_to_hub} and hub_model_id is {self.hub_model_id}; to push give both, "
                 "--push_to_hub --hub_model_id OWNER/NAME"
+            )
+        with named("model."):
+            check_config(self.model)
+        with named("diffusion."):
+            check_process(self.diffusion)
+        self._check_objective()
+        self._check_network()
+        self._check_evaluation()
+
+    def _check_objective(self) -> None:
+        training = self.training
+        check_objective(training.loss, self.diffusion["variance_type"], training.loss_weighting)
+        check_weighting(training.loss_weighting, self.diffusion["prediction_type"])
+
+    def _check_network(self) -> None:
+        """What of the network does not depend on the images."""
+        images, outputs = self.model["in_channels"], self.model["out_channels"]
+        variance_type = self.diffusion["variance_type"]
+        wanted = 2 * images if variance_type.startswith("learned") else images
+        expected = f"{wanted} for model.in_channels {images} and diffusion.variance_type {variance_type}"
+        check(outputs == wanted, "model.out_channels", outputs, expected)
+        size, levels = self.model["sample_size"], len(self.model["block_out_channels"])
+        factor = self.model["patch_size"] * 2 ** (levels - 1)
+        sides = size if isinstance(size, list | tuple) else (size or 0,)
+        expected = f"a multiple of {factor}, as model.block_out_channels has {levels} levels"
+        check(all(side % factor == 0 for side in sides), "model.sample_size", size, expected)
+        dropout, classes = self.training.label_dropout, self.model["num_class_embeds"]
+        expected = "0, or model.num_class_embeds must be given"
+        check(dropout == 0 or classes is not None, "training.label_dropout", dropout, expected)
+
+    def _check_evaluation(self) -> None:
+        settings, steps = self.evaluation, self.diffusion["num_train_timesteps"]
+        # Image i is drawn from the seed (seed * num_images + i), so that runs of different seeds share no image.
+        images = max(settings.num_images, settings.grid_images)
+        check_seed("seed", self.seed)
+        largest = (2**63 - images) // settings.num_images
+        expected = f"at most {largest} with evaluation.num_images {settings.num_images}"
+        check(self.seed <= largest, "seed", self.seed, expected)
+        has_guide = settings.guidance_scale == 1 or self.training.label_dropout > 0
+        expected = "1, or training.label_dropout above 0"
+        check(has_guide, "evaluation.guidance_scale", settings.guidance_scale, expected)
+        taken = settings.num_inference_steps
+        expected = f"at most diffusion.num_train_timesteps, {steps}"
+        check(taken <= steps, "evaluation.num_inference_steps", taken, expected)
+        if settings.extractor is not None and self.data.streaming:
+            raise ValueError(
+                "evaluation.extractor needs all the training images at hand, and data.streaming keeps none; make it "
+                "null, and score with ddpm-hf-evaluate afterwards"
             )
 
     def to_dict(self) -> dict[str, Any]:

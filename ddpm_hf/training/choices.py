@@ -1,0 +1,16 @@
+"""What can be chosen of the training by name, with its place as "module:name"; nothing here loads torch."""
+
+from typing import Final
+
+OPTIMIZERS: Final = {
+    "adam": "ddpm_hf.training.optimization:adam",
+    "adamw": "ddpm_hf.training.optimization:adamw",
+}
+"""Optimizers: functions (parameters, `OptimizerOptions`) -> torch.optim.Optimizer."""
+
+LR_SCHEDULES: Final = {
+    "constant": "ddpm_hf.training.optimization:constant",
+    "cosine": "ddpm_hf.training.optimization:cosine",
+    "linear": "ddpm_hf.training.optimization:linear",
+}
+"""Schedules after the warm-up: functions of the progress in [0, 1] -> factor of the learning rate."""
