@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ddpm_hf import DDPMScheduler
@@ -79,6 +80,23 @@ def test_the_resolved_settings_are_a_recipe_that_gives_them_again(tmp_path: Path
     assert parse("--config", tmp_path / "config.yaml") == config
 
 
+@pytest.mark.parametrize("argv", [["--data.random_flip"], ["--data.random_flip", "true"], ["--data.random_flip=true"]])
+def test_a_nested_switch_stands_alone_or_with_its_value(argv: list[str]) -> None:
+    assert parse(*argv, "--quiet").data.random_flip
+    assert parse(*argv, "--data.random_flip=false") == parse("--data.random_flip", "false")
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("seed: 3\n", encoding="utf-8-sig")
+    assert parse("--config", tmp_path / "recipe.yaml").seed == 3
+
+
+def test_the_largest_seed_is_usable_for_every_image() -> None:
+    largest = 2**63 // 500 - 1
+    assert parse("--seed", largest, "--evaluation.num_images", 500).seed == largest
+    torch.Generator().manual_seed((largest + 1) * 500 - 1)
+
+
 def test_print_config_prints_that_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         parse("--print_config", "--seed", 4)
@@ -134,6 +152,38 @@ def test_an_unknown_setting_is_refused_with_the_nearest_that_exists(
         (["--training.learning_rate", "-1"], "training.learning_rate is -1.0 and must be above 0"),
         (["--evaluation.eta", "2"], "evaluation.eta is 2.0 and must be from 0 to 1"),
         (["--seed", "-1"], "seed is -1 and must be at least 0"),
+        (["--seed", str(2**63)], f"seed is {2**63} and must be at most {2**63 - 1}"),
+        (["--seed", str(2**62)], f"seed is {2**62} and must be at most"),  # times evaluation.num_images
+        (["--quiet", "maybe"], "quiet was given 'maybe' and takes true or false"),
+        (["--training", "5"], "'training', which is no setting"),
+        (["--training.learning_rate", ".nan"], "training.learning_rate is nan and must be above 0"),
+        (["--training.learning_rate", ".inf"], "training.learning_rate is inf and must be a finite number"),
+        (["--training.label_dropout", "0.1"], "training.label_dropout is 0.1 and must be 0, or model.num_class_embeds"),
+        (["--model.layers_per_block", "0"], "model.layers_per_block=0 must be 1 or more"),
+        (["--model.in_channels", "2"], "model.out_channels is 1 and must be 2 for model.in_channels 2"),
+        (["--model.sample_size", "9"], "model.sample_size is 9 and must be a multiple of"),
+        (["--diffusion.num_train_timesteps", "0"], "diffusion.num_train_timesteps=0 must be 1 or more"),
+        (["--diffusion.beta_schedule", "cosine"], "diffusion.beta_schedule='cosine' must be one of linear"),
+        (["--diffusion.prediction_type", "x0"], "diffusion.prediction_type='x0' must be one of epsilon"),
+        (["--diffusion.variance_type", "big"], "diffusion.variance_type='big' must be one of fixed_small"),
+        (["--diffusion.timestep_spacing", "even"], "diffusion.timestep_spacing='even' must be one of leading"),
+        (["--diffusion.beta_start", "0"], "diffusion.beta_start=0.0 must be above 0 and below 1"),
+        (["--diffusion.beta_start", "0.5"], "must be at least beta_start=0.5 and below 1"),
+        (["--diffusion.clip_sample_range", "0"], "diffusion.clip_sample_range=0.0 must be above 0"),
+        (["--diffusion.trained_betas", "[0.1]"], "diffusion.trained_betas='1 numbers' must be"),
+        (["--diffusion.variance_type", "learned"], "learns nothing from loss='simple'"),
+        (["--training.loss", "hybrid"], "loss='hybrid' adds nothing to 'simple'"),
+        (
+            ["--training.loss_weighting", "p2", "--diffusion.prediction_type", "posterior_mean"],
+            "p2 weighting is defined for epsilon, sample and v_prediction",
+        ),
+        (
+            ["--diffusion.rescale_betas_zero_snr", "--diffusion.prediction_type", "epsilon"],
+            "diffusion.prediction_type='epsilon' says nothing about the image at the last timestep",
+        ),
+        (["--evaluation.num_inference_steps", "1001"], "evaluation.num_inference_steps is 1001 and must be at most"),
+        (["--evaluation.guidance_scale", "2"], "evaluation.guidance_scale is 2.0 and must be 1, or training.label"),
+        (["--data.streaming"], "evaluation.extractor needs all the training images at hand"),
         (["--threads", "0"], "threads is 0 and must be at least 1"),
         (["--config", "nowhere.yaml"], "the recipe nowhere.yaml cannot be read (No such file or directory)"),
     ],
@@ -149,12 +199,24 @@ def test_a_wrong_value_is_refused_with_one_sentence(
     [
         ("seed: [", "is not YAML"),
         ("", "must hold settings"),
+        ("# training:\n", "must hold settings, such as 'seed: 0', and holds nothing"),
+        ("- seed\n", "and holds ['seed']"),
         ("training: {steps: soon}\n", "given 'soon' and takes int"),
+        (
+            "training: 5\n",
+            "sets 'training' to 5, and it takes settings of its own, each on a line below it, such as 'st",
+        ),
+        ("training:\nseed: 3\n", "sets 'training' to None"),
+        ("model: [1]\n", "sets 'model' to [1]"),
+        ("seed: true\n", "seed was given 'True' and takes int"),
+        ("output_dir: caf\u00e9\n".encode("latin-1"), "is not text in UTF-8 (its byte 15 is not)"),
+        ("seed: 3\n".encode("utf-16"), "is not text in UTF-8 (its byte 0 is not)"),
+        (bytes(range(8)), "is not YAML"),
     ],
 )
 def test_a_broken_recipe_is_refused_with_one_sentence(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, said: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str | bytes, said: str
 ) -> None:
     path = tmp_path / "broken.yaml"
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert said in refusal(capsys, "--config", path)
