@@ -26,7 +26,7 @@ class ConvertConfig:
         to: The layout to write.
         recipe: Settings that the checkpoint was trained with: ddpm-torch's .json or .info, ermongroup/ddim's .yml.
         sample_size: Side of the checkpoint's images, where no recipe says it.
-        norm_eps: Of the group norms: 1e-5 for checkpoints of older versions of ddpm-torch; null is 1e-6.
+        norm_eps: Epsilon of the group norms: 1e-5 for checkpoints of older versions of ddpm-torch; null is 1e-6.
     """
 
     source: Path

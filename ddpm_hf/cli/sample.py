@@ -29,7 +29,7 @@ class SampleConfig:
         model: Folder of a pipeline, or its Hub id.
         output: Folder for the images and their manifest.json; the same command again makes what is missing in it.
         num_images: How many images there will be, of the seeds from seed to seed + num_images - 1.
-        seed: Of the first image.
+        seed: Seed of the first image; the others have the seeds after it.
         scheduler: The sampler; ddim and ddpm are this package's, the others diffusers'. null: the checkpoint's own.
         num_inference_steps: Steps from noise to image.
         timestep_spacing: Which times are visited, such as quadratic; the checkpoint's own when null.
@@ -40,11 +40,11 @@ class SampleConfig:
         show: Pictures of a few images in place of the images: denoising (a strip and a GIF of x_t and the predicted
             x_0), interpolation (by ddim, from each seed's noise to the next one's) or grid.
         format: png (a file each), npz (one file as ADM's) or parquet (a data set for load_dataset).
-        revision: Of a model on the Hub: branch, tag or commit.
+        revision: Branch, tag or commit of a model on the Hub.
         push_to_hub: OWNER/NAME of a data set on the Hub that the images become; for parquet.
-        hub_private_repo: Make that data set private, where it is not there yet.
-        hub_license: Of the images, for its card.
-        dtype: Of the network.
+        hub_private_repo: Make the data set private where it is not there yet.
+        hub_license: License of the images, for the card of the data set.
+        dtype: Floating-point type of the network.
         compile: Run the network through torch.compile.
         threads: CPU threads of each process; null shares the usable cores out.
         quiet: No progress bar.

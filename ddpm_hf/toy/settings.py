@@ -30,15 +30,15 @@ class ToyConfig:
         data: gaussian8 (a ring of 8 spots), gaussian25 (a grid of them), swissroll or two_moons.
         output: Folder for the pictures; null is runs/toy/ and the data's name.
         seed: Everything random follows from it.
-        steps: Of training.
+        steps: Training steps.
         batch_size: Points per step.
-        learning_rate: At the first step; it falls to zero along a half cosine.
+        learning_rate: Learning rate of the first step; it falls to zero along a half cosine.
         prediction_type: What the network learns: epsilon, sample, v_prediction or posterior_mean.
         beta_schedule: The noise schedule, such as linear or squaredcos_cap_v2.
-        num_train_timesteps: T.
-        scheduler: Who takes the steps back, ddim or ddpm.
-        num_inference_steps: How many.
-        num_points: Points that are drawn, and compared with as many of the data.
+        num_train_timesteps: T, the number of timesteps from data to noise.
+        scheduler: The sampler, ddim or ddpm.
+        num_inference_steps: Steps of the sampler.
+        num_points: Points to draw, and to compare with as many of the data.
         threads: CPU threads.
         quiet: No progress bar.
     """
