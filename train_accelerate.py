@@ -47,10 +47,10 @@ def main() -> None:
         else:
             run.start()
             train(run)
-            scores, images = run.evaluate()
-            run.finish(scores, images)
+            results, images = run.evaluate()
+            run.finish(results, images)
             if accelerator.is_main_process:
-                print(run.report(scores))
+                print(run.report(results))
             not_pushed = run.publisher.close() if run.publisher else None
         del run
         end_processes(accelerator)

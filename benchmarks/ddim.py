@@ -13,16 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.record import Record, table
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images
 from ddpm_hf.manifest import weights_hash
-from ddpm_hf.metrics import DigitsFeatures
-from ddpm_hf.metrics.fid import mean_and_covariance
-from ddpm_hf.metrics.scores import fid
+from ddpm_hf.metrics import DigitsFeatures, FrechetDistance
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 
 ETAS = (0.0, 1.0)
@@ -45,27 +41,26 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
         "weights_sha256": weights_hash(pipe.unet),
         **{key: pipe.scheduler.config[key] for key in ("beta_schedule", "prediction_type")},
     }
-    real = DigitsFeatures.load()(load_cached_images(DataConfig()).images)
-    reference = mean_and_covariance(real)
+    fid = FrechetDistance(DigitsFeatures.load(), reset_real_features=False)
+    fid.update(load_cached_images(DataConfig()).images, real=True)
     for spacing in arguments.spacing:
         for steps in arguments.steps:
-            record.add({**model, **figures_of(pipe, spacing, steps, arguments.num_images, reference)})
+            record.add({**model, **figures_of(pipe, spacing, steps, arguments.num_images, fid)})
 
 
-def figures_of(
-    pipe: Any, spacing: str, steps: int, num_images: int, reference: tuple[torch.Tensor, torch.Tensor]
-) -> dict[str, Any]:
-    """The figures of one number of steps."""
+def figures_of(pipe: Any, spacing: str, steps: int, num_images: int, fid: FrechetDistance) -> dict[str, Any]:
+    """The figures of one number of steps; the metric has seen the real images."""
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing, clip_sample=False)
     scheduler.set_timesteps(steps)
     figures: dict[str, Any] = {"grid": spacing, "S": steps, "distinct steps": len(scheduler.timesteps)}
-    network = DigitsFeatures.load()
     for eta in ETAS:
         start = time.perf_counter()
         images = sample_images(pipe.unet, scheduler, range(num_images), SamplingOptions(eta, batch_size=BATCH_SIZE))
         figures["seconds per image"] = (time.perf_counter() - start) / num_images
-        score = fid(network(images), *reference, bootstrap=50)["fid"]
-        figures |= {f"FID, eta {eta:g}": score.value, f"error, eta {eta:g}": score.error}
+        fid.reset()
+        fid.update(images, real=False)
+        figures[f"FID, eta {eta:g}"] = fid.compute()["fid"].item()
+        figures[f"error, eta {eta:g}"] = fid.errors(images, draws=50)["fid"].item()
     return figures
 
 

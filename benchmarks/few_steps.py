@@ -17,9 +17,7 @@ from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images
 from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
 from ddpm_hf.manifest import weights_hash
-from ddpm_hf.metrics import DigitsFeatures
-from ddpm_hf.metrics.fid import mean_and_covariance
-from ddpm_hf.metrics.scores import fid
+from ddpm_hf.metrics import DigitsFeatures, FrechetDistance
 
 NUM_IMAGES = 1000
 BUDGETS = (5, 10, 20, 50)
@@ -45,8 +43,8 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
     pipe = DDPMCustomPipeline.from_pretrained(arguments.model)
     pipe.set_progress_bar_config(disable=True)
     model, own = weights_hash(pipe.unet), pipe.scheduler.config
-    network = DigitsFeatures.load()
-    reference = mean_and_covariance(network(load_cached_images(DataConfig()).images))
+    fid = FrechetDistance(DigitsFeatures.load(), reset_real_features=False)
+    fid.update(load_cached_images(DataConfig()).images, real=True)
     for name, (scheduler, eta) in SAMPLERS.items():
         for spacing in TIMESTEP_SPACINGS:
             if spacing == "quadratic" and scheduler is not DDIMScheduler:
@@ -59,7 +57,9 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
                 images: torch.Tensor = pipe(
                     seeds=range(NUM_IMAGES), num_inference_steps=budget, eta=eta, output_type="uint8"
                 ).images
-                record.add({**key, "fid": fid(network(images), *reference)["fid"].value})
+                fid.reset()
+                fid.update(images, real=False)
+                record.add({**key, "fid": fid.compute()["fid"].item()})
 
 
 def report(rows: list[dict[str, Any]]) -> str:

@@ -28,7 +28,7 @@ from ddpm_hf.command_line import parse_config
 from ddpm_hf.data.sources import ImageData, load_cached_images
 from ddpm_hf.images import from_uint8
 from ddpm_hf.launch import start_processes
-from ddpm_hf.training.evaluation import Evaluation
+from ddpm_hf.training.evaluation import SampleEvaluation
 from ddpm_hf.training.log import read_log
 from ddpm_hf.training.run import Run
 from ddpm_hf.training.settings import Config
@@ -165,12 +165,12 @@ class Measurements:
         run = Run(config, self.accelerator)
         run.start()
         train(run)
-        scores, _ = run.evaluate()
+        results, _ = run.evaluate()
         marks = {line["step"]: line["fid"] for line in read_log(config.output_dir / "metrics.jsonl") if "fid" in line}
         return {
-            "fid": scores["fid"]["samples"],
+            "fid": results.scores["fid"]["samples"],
             "marks": {str(step): fid for step, fid in marks.items()},
-            "extractor_sha256": run.evaluation.provenance["extractor_sha256"],
+            "extractor_sha256": results.extractor_sha256,
         }
 
     def _plain(self, config: Config, warmup_steps: int) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class Measurements:
             DDPMScheduler(**config.diffusion).config, timestep_spacing=config.evaluation.timestep_spacing
         )
         sampler.set_timesteps(config.evaluation.num_inference_steps)
-        evaluation = Evaluation(config, data, sampler, self.accelerator, show_progress=False)
+        evaluation = SampleEvaluation(config, data, sampler, self.accelerator, show_progress=False)
         loop = plain_loop(config, data, warmup_steps)
         unet = loop.unet
         marks: dict[str, float] = {}
@@ -189,12 +189,13 @@ class Measurements:
                 loop.ema.store(unet.parameters())
                 loop.ema.copy_to(unet.parameters())
                 images = evaluation.draw(unet, config.evaluation.num_images)
-                marks[str(step)] = evaluation.score(images)["fid"]["samples"]
+                results = evaluation.score(images)
+                marks[str(step)] = results.scores["fid"]["samples"]
                 loop.ema.restore(unet.parameters())
         return {
             "fid": marks[str(config.training.steps)],
             "marks": marks,
-            "extractor_sha256": evaluation.provenance["extractor_sha256"],
+            "extractor_sha256": results.extractor_sha256,
         }
 
 

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from ddpm_hf.data.sources import ImageData
 from ddpm_hf.manifest import weights_hash
 from ddpm_hf.metrics.bits_per_dim import bits_per_dim
+from ddpm_hf.metrics.evaluation import Score
 from ddpm_hf.metrics.figures import save_bound
-from ddpm_hf.metrics.scores import Score
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
 
 
@@ -80,4 +80,4 @@ def score_model(
             arrays["terms"] = found.terms.numpy()
             save_bound(output / "bits_per_dim.png", found.terms)
         np.savez(output / "bits_per_dim.npz", allow_pickle=False, **arrays)
-    return {f"bits_per_dim@{len(reference)}": Score(found.mean, found.standard_error)}
+    return {"bits_per_dim": Score(found.mean, found.standard_error)}

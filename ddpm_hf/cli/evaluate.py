@@ -14,8 +14,10 @@ from typing import Literal
 
 from ddpm_hf.command_line import parse_settings
 from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.metrics.table import IN_COMMAND, METRICS, OF_FILES, CommandMetric, metrics_in_help
 
 
+@metrics_in_help(IN_COMMAND)
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Settings of ddpm-hf-evaluate.
@@ -27,8 +29,8 @@ class EvaluateConfig:
         samples: The generated images: a folder of PNG or JPEG files, an .npz of ADM's layout, parquet, or a data set's
             Hub id.
         compare: Several of those, in place of samples, to be put side by side.
-        metrics: Some of fid, kid, is, precision_recall and density_coverage; or bits_per_dim, which is of a model.
-        model: Of bits_per_dim, the folder or Hub id of a pipeline.
+        metrics: What is computed, some of {metrics}. bits_per_dim stands alone and needs a model.
+        model: The folder or Hub id of the pipeline whose bits_per_dim is computed.
         likelihood: How bits_per_dim is had: every term of the variational bound, an unbiased estimate of it from a few
             terms, or the likelihood of the probability-flow ODE.
         extractor: The feature network: inception, dinov2, vgg16, digits, a TorchScript file from uint8 images to
@@ -55,9 +57,7 @@ class EvaluateConfig:
     output: Path
     samples: str | None = None
     compare: list[str] = field(default_factory=list)
-    metrics: list[Literal["fid", "kid", "is", "precision_recall", "density_coverage", "bits_per_dim"]] = field(
-        default_factory=lambda: ["fid", "precision_recall"]
-    )
+    metrics: list[CommandMetric] = field(default_factory=lambda: ["fid", "precision_recall"])
     model: str | None = None
     likelihood: Literal["bound", "estimate", "ode"] = "bound"
     extractor: str = "inception"
@@ -84,7 +84,7 @@ class EvaluateConfig:
         if not self.is_of_a_model and (self.samples is None) == (not self.compare):
             raise ValueError("give the images either by --samples ONE or by --compare SEVERAL")
         if not self.metrics:
-            raise ValueError("metrics is empty; give some of fid, kid, is, precision_recall, density_coverage")
+            raise ValueError(f"metrics is empty; give some of {', '.join(OF_FILES)}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads} and must be at least 1")
         if self.batch_size < 1:
@@ -99,7 +99,7 @@ class EvaluateConfig:
     @property
     def is_of_a_model(self) -> bool:
         """Whether no samples are scored."""
-        return "bits_per_dim" in self.metrics
+        return any(METRICS[name].needs_model for name in self.metrics)
 
     @property
     def sets(self) -> list[str]:

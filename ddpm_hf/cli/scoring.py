@@ -2,8 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from ddpm_hf.data.sources import ImageData, load_cached_images
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import environment, start_processes
 from ddpm_hf.manifest import check_same_settings, read_manifest, write_json, write_manifest
+from ddpm_hf.metrics.evaluation import Evaluation, Results, Score
 from ddpm_hf.metrics.extractors import load_extractor, sha256_of
 from ddpm_hf.metrics.reference import FeatureExtraction, Statistics, fingerprint_of
 from ddpm_hf.metrics.results import markdown_table, nearest_picture
-from ddpm_hf.metrics.scores import NEED_IMAGES, Score, fewest_images, scores_of
+from ddpm_hf.metrics.table import METRICS, fewest_images
 from ddpm_hf.sampling.image_files import load_images
 
 
@@ -74,12 +74,12 @@ def evaluate_model(config: EvaluateConfig, accelerator: Accelerator) -> str:
         "batch_size": config.batch_size,
     }
     _claim(config, settings, accelerator)
-    scores = {
-        name: score_model(
-            pipe, reference, config.likelihood, config.batch_size, config.output, accelerator, show_progress
-        )
-    }
-    return _write(config, scores, settings) if accelerator.is_main_process else ""
+    scores = score_model(
+        pipe, reference, config.likelihood, config.batch_size, config.output, accelerator, show_progress
+    )
+    if not accelerator.is_main_process:
+        return ""
+    return _write(config, Results({name: scores}, {name: len(reference)}, len(reference)), settings)
 
 
 def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> str:
@@ -111,13 +111,15 @@ def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> str:
     _claim(config, settings, accelerator)
 
     real = None if reference.images is None else features_of.kept(reference.images, reference.fingerprint)
+    compared_with = reference.statistics if real is None else real
+    assert compared_with is not None
+    evaluation = Evaluation(config.metrics, extractor, compared_with, config.bootstrap)
     scores: dict[str, dict[str, Score]] = {}
     for number, (name, images) in enumerate(sets.items(), start=1):
         fake = features_of.kept(images, fingerprints[name])
         if not accelerator.is_main_process:
             continue
-        found = scores_of(config.metrics, fake, real, reference.statistics, extractor.class_scores, config.bootstrap)
-        scores[name] = {f"{metric}@{len(images)}": score for metric, score in found.items()}
+        scores[name] = evaluation.score(fake)
         if reference.images is not None and real is not None:
             picture = nearest_picture(images, fake, reference.images, real)
             save_png(picture, config.output / ("nearest.png" if len(sets) == 1 else f"nearest-{number}.png"))
@@ -125,7 +127,7 @@ def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> str:
         return ""
     if config.save_statistics is not None and reference.images is not None and real is not None:
         Statistics.of(real, extractor, tuple(reference.images.shape[1:])).save(config.save_statistics)
-    return _write(config, scores, settings)
+    return _write(config, evaluation.results(scores, {name: len(images) for name, images in sets.items()}), settings)
 
 
 def load_samples(name: str, config: EvaluateConfig) -> Tensor:
@@ -183,11 +185,11 @@ def _check_together(
             f"height, width); give --reference_resolution {shape[2]} --reference_channels {shape[0]}, or other samples"
         )
     one = features_of.of(images[:1])
-    if "is" in config.metrics:
-        features_of.extractor.class_scores(one)
+    if any(METRICS[name].needs_class_scores for name in config.metrics):
+        features_of.extractor.check_classes()
     if reference.statistics is not None:
         for metric in config.metrics:
-            if metric in NEED_IMAGES:
+            if METRICS[metric].reference == "images":
                 raise ValueError(
                     f"the metric {metric!r} needs the images of the reference, and {config.reference} holds only their "
                     "mean and covariance; give the images, or --metrics fid"
@@ -225,10 +227,9 @@ def _claim(config: EvaluateConfig, settings: dict[str, Any], accelerator: Accele
         write_manifest(config.output, settings, environment(accelerator))
 
 
-def _write(config: EvaluateConfig, scores: Mapping[str, Mapping[str, Score]], settings: dict[str, Any]) -> str:
-    """The results, and their table."""
-    table = markdown_table(scores)
+def _write(config: EvaluateConfig, results: Results, settings: dict[str, Any]) -> str:
+    """Write the results, and return their table."""
+    table = markdown_table(results)
     (config.output / "table.md").write_text(table)
-    entries = {name: {metric: asdict(score) for metric, score in found.items()} for name, found in scores.items()}
-    write_json(config.output / "metrics.json", {"scores": entries, **settings})
+    write_json(config.output / "metrics.json", {**settings, **results.to_dict()})
     return table

@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 from huggingface_hub import CardData, DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 
+from ddpm_hf.metrics.table import IN_COMMAND, SCORES
+
 LICENSE = "apache-2.0"
 """Of models and samples for which no other is given."""
 TASK = "unconditional-image-generation"
 BY = "ddpm_hf"
 """Marks scores of ours, which the next push replaces."""
-NAMES = {"fid": "FID", "precision": "Precision", "recall": "Recall"}
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,18 @@ class Subject:
 
 
 def scores_of(results: dict[str, Any]) -> dict[str, float]:
-    """Metric -> value, from a metrics.json."""
+    """Score -> value, from the metrics.json of a training run."""
     return {name: entry["samples"] for name, entry in results.get("scores", {}).items()}
+
+
+def _title(score: str) -> str:
+    return SCORES[score].title if score in SCORES else score
+
+
+def _num_images(results: dict[str, Any]) -> Any:
+    """How many samples were scored; a metrics.json of earlier versions has that number alone."""
+    found = results.get("num_images")
+    return found["samples"] if isinstance(found, dict) else found
 
 
 def model_card(subject: Subject, present: str | None) -> str:
@@ -164,7 +175,7 @@ def _eval_results(subject: Subject) -> list[EvalResult]:
     data, results = subject.config.get("data", {}), subject.results
     args = {
         "by": BY,
-        "num_images": results.get("num_images"),
+        "num_images": _num_images(results),
         "extractor": results.get("extractor"),
         "extractor_sha256": results.get("extractor_sha256"),
         "num_inference_steps": subject.config.get("evaluation", {}).get("num_inference_steps"),
@@ -180,7 +191,7 @@ def _eval_results(subject: Subject) -> list[EvalResult]:
             dataset_split=data["split"],
             dataset_revision=data["revision"],
             metric_type=name,
-            metric_name=f"{NAMES.get(name, name)} of {args['num_images']} images",
+            metric_name=f"{_title(name)} of {args['num_images']} images",
             metric_value=round(value, 6),
             metric_args={key: value for key, value in args.items() if value is not None},
         )
@@ -204,7 +215,7 @@ def _use(subject: Subject) -> str:
     evaluation = subject.config.get("evaluation")
     again = ""
     if evaluation and subject.results:
-        count, first = subject.results["num_images"], subject.results["first_image_seed"]
+        count, first = _num_images(subject.results), subject.results["first_image_seed"]
         labels, data = subject.results.get("class_labels"), subject.config["data"]
         of_classes = f" --class_labels {labels} --guidance_scale {evaluation['guidance_scale']:g}" if labels else ""
         again = (
@@ -214,11 +225,12 @@ def _use(subject: Subject) -> str:
             f"--num_inference_steps {evaluation['num_inference_steps']} "
             f"--timestep_spacing {evaluation['timestep_spacing']} --eta {evaluation['eta']:g}{of_classes}\n"
         )
-        if subject.results.get("scores"):
+        metrics = [name for name in evaluation["metrics"] if name in IN_COMMAND]
+        if subject.results.get("scores") and metrics:
             resized = f" --reference_resolution {data['resolution']}" if data["resolution"] else ""
             again += (
                 f"ddpm-hf-evaluate --samples samples --reference {data['name']} --reference_split '{data['split']}'"
-                f"{resized} --metrics {' '.join(evaluation['metrics'])} --extractor {evaluation['extractor']} "
+                f"{resized} --metrics {' '.join(metrics)} --extractor {evaluation['extractor']} "
                 "--output scores\n"
             )
         again += "accelerate launch train_accelerate.py --config config.yaml  # the one of this repository\n```\n"
@@ -237,12 +249,12 @@ def _results(subject: Subject) -> str:
         return "## Results\n\nNo scores were computed.\n" if subject.config else ""
     columns = list(dict.fromkeys(column for entry in scores.values() for column in entry if column != "ratio"))
     rows = "\n".join(
-        f"| {NAMES.get(name, name)} | {' | '.join(f'{entry[column]:.4g}' for column in columns)} |"
+        f"| {_title(name)} | {' | '.join(f'{entry[of]:.4g}' if of in entry else '-' for of in columns)} |"
         for name, entry in scores.items()
     )
     held_out = "; held out are as many real images that were not trained on" if "held_out" in columns else ""
     return (
-        f"## Results\n\n{subject.results['num_images']} images against the training images, in the features of "
+        f"## Results\n\n{_num_images(subject.results)} images against the training images, in the features of "
         f"{subject.results.get('extractor')}{held_out}.\n\n| | {' | '.join(columns).replace('_', ' ')} |\n"
         f"|{' --- |' * (len(columns) + 1)}\n{rows}\n"
     )

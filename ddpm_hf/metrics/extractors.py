@@ -68,16 +68,26 @@ class Extractor(nn.Module):
         """Features of a batch."""
         raise NotImplementedError
 
+    def check_classes(self) -> None:
+        """Refuse a network that knows no classes.
+
+        Raises:
+            ValueError: it knows none.
+        """
+        if not self.has_classes:
+            raise ValueError(
+                f"the extractor {self.name} knows no classes, which the Inception score and the accuracy need; use "
+                "digits or inception"
+            )
+
     @torch.no_grad()
     def class_scores(self, features: Tensor) -> Tensor:
-        """Scores ``(N, K)`` of the classes, of features ``(N, D)`` on any device, for the Inception score.
+        """Scores ``(N, K)`` of the classes, before the softmax, of features ``(N, D)`` on any device.
 
         Raises:
             ValueError: the network knows no classes.
         """
-        if not self.has_classes:
-            known = "digits and inception"
-            raise ValueError(f"the metric 'is' needs classes, and the extractor {self.name} has none; {known} have")
+        self.check_classes()
         device = next(self.parameters()).device
         return self.logits(features.to(device)).to(features.device)
 

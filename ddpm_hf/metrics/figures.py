@@ -7,15 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
+from ddpm_hf.metrics.table import ScoreKind
 
-def save_curve(path: Path, values: Mapping[int, float], name: str, floor: float | None = None) -> None:
-    """Draw values over training steps.
+
+def save_curve(path: Path, values: Mapping[int, float], score: ScoreKind, held_out: float | None = None) -> None:
+    """Draw a score over training steps.
 
     Args:
-        path: Of the PNG.
+        path: Where the PNG goes.
         values: Step -> value.
-        name: Of the values.
-        floor: What a perfect model would get, a dashed line.
+        score: What the values are.
+        held_out: The score of held-out images, which a perfect model would get; a dashed line.
     """
     # Slow to import, and not needed before there is something to draw.
     from matplotlib.figure import Figure
@@ -23,14 +25,17 @@ def save_curve(path: Path, values: Mapping[int, float], name: str, floor: float 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(list(values), list(values.values()), marker="o")
-    best = min(values, key=lambda step: values[step])
-    axes.set_title(f"lowest: {values[best]:.4g} at step {best}")
-    if floor is not None:
-        axes.axhline(floor, linestyle="--", color="grey", label=f"held-out images: {floor:.4g}")
+    best = (max if score.higher_is_better else min)(values, key=lambda step: values[step])
+    extreme = "highest" if score.higher_is_better else "lowest"
+    axes.set_title(f"{extreme}: {values[best]:.4g} at step {best}")
+    if held_out is not None:
+        axes.axhline(held_out, linestyle="--", color="grey", label=f"held-out images: {held_out:.4g}")
         axes.legend()
-    axes.set(xlabel="step", ylabel=name, yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set(xlabel="step", ylabel=score.title)
+    if not score.higher_is_better and min(values.values()) > 0:  # a distance, which falls by factors
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(visible=True, which="both", alpha=0.3)
     _write(figure, path)
 

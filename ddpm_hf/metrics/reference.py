@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_hf.metrics.extractors import Extractor
-from ddpm_hf.metrics.fid import mean_and_covariance
+from ddpm_hf.metrics.frechet import mean_and_covariance
 
 
 def fingerprint_of(images: Tensor) -> str:

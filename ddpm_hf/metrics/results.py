@@ -1,25 +1,36 @@
-"""What a person is shown of an evaluation: a table of scores, and samples beside the real images nearest to them."""
-
-from collections.abc import Mapping
+"""What a person is shown of an evaluation: tables of scores, and samples beside the real images nearest to them."""
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from ddpm_hf.images import image_grid
+from ddpm_hf.metrics.evaluation import Results
 from ddpm_hf.metrics.neighbours import nearest
-from ddpm_hf.metrics.scores import Score
 
 SHOWN = 12
 NEIGHBOURS = 7
 
 
-def markdown_table(scores: Mapping[str, Mapping[str, Score]]) -> str:
+def markdown_table(results: Results) -> str:
     """A row for each set of images, a column for each score; for a README."""
-    columns = list(next(iter(scores.values())))
-    lines = [f"| samples | {' | '.join(columns)} |", f"|{' --- |' * (len(columns) + 1)}"]
-    lines += [f"| {name} | {' | '.join(str(found[column]) for column in columns)} |" for name, found in scores.items()]
+    columns = ["samples", "images", *results.names]
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for name, found in results.sets.items():
+        scores = (str(found[column]) if column in found else "-" for column in results.names)
+        lines.append(f"| {name} | {results.num_images[name]} | {' | '.join(scores)} |")
     return "\n".join(lines) + "\n"
+
+
+def plain_table(results: Results) -> str:
+    """A row for each score, a column for each set of images and for the ratio; for a terminal."""
+    scores = results.scores
+    columns = list(dict.fromkeys(column for entry in scores.values() for column in entry))
+    lines = ["".join([f"{'':<12}", *(f"{column.replace('_', ' '):>12}" for column in columns)])]
+    for name, entry in scores.items():
+        cells = (f"{entry[column]:>12.4f}" if column in entry else f"{'-':>12}" for column in columns)
+        lines.append("".join([f"{name:<12}", *cells]))
+    return "\n".join(lines)
 
 
 def nearest_picture(fake: Tensor, fake_features: Tensor, real: Tensor, real_features: Tensor) -> Image:

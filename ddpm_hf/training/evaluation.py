@@ -12,18 +12,17 @@ from torch import Tensor
 
 from ddpm_hf.data.sources import ImageData, ImageSource, load_cached_images
 from ddpm_hf.images import image_grid
+from ddpm_hf.metrics.evaluation import HELD_OUT, SAMPLES, Evaluation, Results, Score
 from ddpm_hf.metrics.extractors import load_extractor
 from ddpm_hf.metrics.reference import FeatureExtraction
-from ddpm_hf.metrics.scores import fewest_images, scores_of
+from ddpm_hf.metrics.results import plain_table
+from ddpm_hf.metrics.table import METRICS, fewest_images
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.training.settings import Config
 
-Scores = dict[str, dict[str, float]]
-"""Score -> "samples" and, with held-out images, "held_out" (what a perfect model would get) and "ratio"."""
 
-
-class Evaluation:
+class SampleEvaluation:
     """Draws images from fixed seeds and, where the settings name a feature network, scores them.
 
     The features of the training images are computed here, once, or come from the file of an earlier run.
@@ -48,8 +47,6 @@ class Evaluation:
         self._show_progress = show_progress
         self._num_classes = data.num_classes if config.model["num_class_embeds"] is not None else None
         self.first_seed = config.seed * settings.num_images  # so runs of different seeds share no image
-        # The digits network knows the digits' classes, so it can say whether an image is of the class that was asked.
-        self._has_accuracy = self._num_classes is not None and config.data.name == settings.extractor == "digits"
         self._held_out: Tensor | None = None
         self._held_out_labels: Tensor | None = None
         if settings.extractor is None:
@@ -64,20 +61,16 @@ class Evaluation:
                 f"data.name {config.data.name} is one file, all of which is trained on, so it has no "
                 f"evaluation.held_out_split {settings.held_out_split!r}; make that null"
             )
-        fewest = fewest_images(settings.metrics)
+        metrics = self._metrics(config)
+        fewest = fewest_images(metrics)
         if settings.num_images < fewest:
             raise ValueError(
-                f"evaluation.num_images is {settings.num_images}, and evaluation.metrics {', '.join(settings.metrics)} "
+                f"evaluation.num_images is {settings.num_images}, and evaluation.metrics {', '.join(metrics)} "
                 f"need at least {fewest}"
             )
-        self._extractor = load_extractor(settings.extractor, settings.extractor_weights).to(accelerator.device)
-        self._features = FeatureExtraction(
-            self._extractor, accelerator, settings.batch_size, show_progress=show_progress
-        )
-        self._num_real = len(data)
-        self._real = self._features.kept(data.images, data.fingerprint)
-        if "is" in settings.metrics:
-            self._extractor.class_scores(self._real[:1])  # refuses a network without classes now, not at the end
+        extractor = load_extractor(settings.extractor, settings.extractor_weights).to(accelerator.device)
+        self._features = FeatureExtraction(extractor, accelerator, settings.batch_size, show_progress=show_progress)
+        self._scorer = Evaluation(metrics, extractor, self._features.kept(data.images, data.fingerprint))
         if settings.held_out_split is not None:
             held_out = load_cached_images(replace(config.data, split=settings.held_out_split))
             if len(held_out) < settings.num_images:
@@ -87,6 +80,18 @@ class Evaluation:
                 )
             self._held_out = self._features.kept(held_out.images, held_out.fingerprint)[: settings.num_images]
             self._held_out_labels = None if held_out.labels is None else held_out.labels[: settings.num_images]
+
+    def _metrics(self, config: Config) -> list[str]:
+        """Those of the settings, and the accuracy wherever it can be computed."""
+        # The digits network knows the digits' classes, so it can say whether an image is of the class that was asked.
+        knows = self._num_classes is not None and config.data.name == config.evaluation.extractor == "digits"
+        asked = [name for name in config.evaluation.metrics if METRICS[name].needs_labels]
+        if asked and not knows:
+            raise ValueError(
+                f"evaluation.metrics holds {', '.join(asked)}, which is for a model with classes "
+                "(model.num_class_embeds) of the embedded digits, with evaluation.extractor digits; take it out"
+            )
+        return [*config.evaluation.metrics, *(["accuracy"] if knows and not asked else [])]
 
     def draw(self, unet: UNet2DModel, num_images: int) -> Tensor:
         """Images 0 .. num_images-1 of the run, uint8 ``(N, C, H, W)``; of classes 0, 1, 2, ... in turn."""
@@ -113,60 +118,31 @@ class Evaluation:
             columns = self._num_classes  # a column for each class
         return image_grid(shown, columns, scale=max(1, 32 // images.shape[-1]))
 
-    def score(self, images: Tensor) -> Scores:
-        """The scores of ``images``, uint8 ``(N, C, H, W)``; nothing where no feature network was asked for."""
+    def score(self, images: Tensor) -> Results:
+        """The scores of ``images``, uint8 ``(N, C, H, W)``; none where no feature network was asked for."""
         if self._settings.extractor is None:
-            return {}
-        scores = self._scores_of("samples", self._features.of(images), self._labels_of(len(images)))
-        for name, entry in self._held_out_scores.items():
-            scores[name] |= entry
-            if entry["held_out"] > 0:  # the kernel distance of equal distributions lies about zero
-                scores[name]["ratio"] = scores[name]["samples"] / entry["held_out"]
-        return scores
+            return Results(num_images={SAMPLES: len(images)})
+        sets = {SAMPLES: self._scorer.score(self._features.of(images), self._labels_of(len(images)))}
+        sets |= self._held_out_scores
+        return self._scorer.results(sets, dict.fromkeys(sets, len(images)))
 
     @cached_property
-    def _held_out_scores(self) -> Scores:
-        return {} if self._held_out is None else self._scores_of("held_out", self._held_out, self._held_out_labels)
-
-    def _scores_of(self, what: str, features: Tensor, labels: Tensor | None) -> Scores:
-        found = scores_of(self._settings.metrics, features, self._real, logits=self._extractor.class_scores)
-        scores = {name: {what: score.value} for name, score in found.items()}
-        if self._has_accuracy and labels is not None:
-            said = self._extractor.class_scores(features).argmax(dim=1)
-            scores["accuracy"] = {what: float((said == labels.to(said.device)).float().mean())}
-        return scores
+    def _held_out_scores(self) -> dict[str, dict[str, Score]]:
+        if self._held_out is None:
+            return {}
+        return {HELD_OUT: self._scorer.score(self._held_out, self._held_out_labels)}
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the images and scores are of, besides the run's settings."""
-        of_images = {} if self._num_classes is None else {"class_labels": f"0-{self._num_classes - 1}"}
-        if self._settings.extractor is None:
-            return of_images
-        return {
-            **of_images,
-            "extractor": self._extractor.name,
-            "extractor_sha256": self._extractor.sha256,
-            "reference_images": self._num_real,
-        }
+        """What the images are, besides the run's settings."""
+        return {} if self._num_classes is None else {"class_labels": f"0-{self._num_classes - 1}"}
 
-    def table(self, scores: Scores) -> str:
+    def table(self, results: Results) -> str:
         """The scores for a person to read."""
-        if not scores:
+        if not results.sets:
             return "No scores: evaluation.extractor is null."
-        columns = ["samples", *([] if self._held_out is None else ["held_out", "ratio"])]
-        lines = ["".join([f"{'':<12}", *(f"{column.replace('_', ' '):>12}" for column in columns)])]
-        for name, entry in scores.items():
-            lines.append(
-                "".join(
-                    [
-                        f"{name:<12}",
-                        *(f"{entry[column]:>12.4f}" if column in entry else f"{'-':>12}" for column in columns),
-                    ]
-                )
-            )
         beside = "" if self._held_out is None else ", and as many real images held out from training,"
-        lines.append(
-            f"({self._settings.num_images} samples{beside} against the {self._num_real} training images, in the "
-            f"features of {self._extractor.name})"
+        return (
+            f"{plain_table(results)}\n({results.num_images[SAMPLES]} samples{beside} against the "
+            f"{results.reference_images} training images, in the features of {results.extractor})"
         )
-        return "\n".join(lines)

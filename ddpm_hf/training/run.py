@@ -23,7 +23,9 @@ from ddpm_hf.hub.repository import Repository
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import StopSignal, differences_from_launcher, environment
 from ddpm_hf.manifest import write_json
+from ddpm_hf.metrics.evaluation import HELD_OUT, SAMPLES, Results
 from ddpm_hf.metrics.figures import save_curve
+from ddpm_hf.metrics.table import SCORES
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import seed_from
 from ddpm_hf.sampling.denoising import network_of
@@ -43,7 +45,7 @@ from ddpm_hf.training.checkpoints import (
     step_of,
 )
 from ddpm_hf.training.ema import EMA
-from ddpm_hf.training.evaluation import Evaluation, Scores
+from ddpm_hf.training.evaluation import SampleEvaluation
 from ddpm_hf.training.log import MetricsLog, read_log
 from ddpm_hf.training.optimization import check_fit, learning_rate, make_optimizer, objective_of, prepare_network
 from ddpm_hf.training.publish import Publisher, download_checkpoint
@@ -111,7 +113,7 @@ class Run:
             training.label_dropout,
             no_class=(classes or 0) - 1,
         )
-        self.evaluation = Evaluation(config, self.data, self.sampler, accelerator, self.show_progress)
+        self.evaluation = SampleEvaluation(config, self.data, self.sampler, accelerator, self.show_progress)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", training.checkpoints_total_limit, accelerator)
         self.resumed, notes = self._checkpoint()
         self.notes += notes
@@ -277,23 +279,27 @@ class Run:
             elif tracker.name == "wandb":
                 tracker.log_images({"samples": [grid]}, step=step)
 
-    def evaluate(self) -> tuple[Scores, torch.Tensor]:
+    def evaluate(self) -> tuple[Results, torch.Tensor]:
         """Draw the images of the averaged weights and score them; keep the best weights, if they are looked for."""
         with self._timed("sampling"), self.state.ema.averaged_weights():
             images = self.evaluation.draw(self.state.unet, self.config.evaluation.num_images)
         with self._timed("scoring"):
-            scores = self.evaluation.score(images)
+            results = self.evaluation.score(images)
         if self.config.evaluation.every:
-            self._keep_best(scores)
-        return scores, images
+            self._keep_best(results)
+        return results, images
 
-    def _keep_best(self, scores: Scores) -> None:
-        values = {"step": self.state.step} | {name: entry["samples"] for name, entry in scores.items()}
+    def _keep_best(self, results: Results) -> None:
+        score = SCORES[self.config.evaluation.best_by]
+        values = {"step": self.state.step} | results.of(SAMPLES)
         self.log.write_line(values)
         if self.accelerator.is_main_process:
-            rounds = {line["step"]: line["fid"] for line in read_log(self.folder / "metrics.jsonl") if "fid" in line}
-            save_curve(self.folder / "samples" / "fid.png", rounds, "FID", scores["fid"].get("held_out"))
-        if self.state.best is not None and self.state.best["fid"] <= values["fid"]:
+            lines = read_log(self.folder / "metrics.jsonl")
+            rounds = {line["step"]: line[score.name] for line in lines if score.name in line}
+            held_out = results.of(HELD_OUT).get(score.name)
+            save_curve(self.folder / "samples" / f"{score.name}.png", rounds, score, held_out)
+        earlier = (self.state.best or {}).get(score.name)
+        if not score.is_better(values[score.name], than=earlier):
             return
         self.state.best = values
         averages = averages_of(self.state)
@@ -303,18 +309,17 @@ class Run:
             write_json(partial / "metrics.json", values)
             replace_folder(partial, best)
 
-    def finish(self, scores: Scores, images: torch.Tensor) -> None:
+    def finish(self, results: Results, images: torch.Tensor) -> None:
         """Write the pipeline, the grid and the results into the run's folder."""
         averages = averages_of(self.state)
         if not self.accelerator.is_main_process:
             return
         save_pipeline(self.folder, self.state.unet, averages, self.saved_scheduler)
         save_png(self.evaluation.grid(images), self.folder / "samples" / "grid.png")
-        results = {
-            "scores": scores,
+        content = {
+            **results.to_dict(),
             **self.evaluation.provenance,
             "best": self.state.best,
-            "num_images": len(images),
             "first_image_seed": self.evaluation.first_seed,
             "seed": self.config.seed,
             "steps": self.state.step,
@@ -323,14 +328,14 @@ class Run:
             "environment": self.environment,
             "history": self.history,
         }
-        write_json(self.folder / "metrics.json", results)
+        write_json(self.folder / "metrics.json", content)
         if self.publisher is not None:
             self.publisher.finished()
 
-    def report(self, scores: Scores) -> str:
+    def report(self, results: Results) -> str:
         """The scores, and what to do with the model, for a person to read."""
         return (
-            f"{self.evaluation.table(scores)}\n\n"
+            f"{self.evaluation.table(results)}\n\n"
             f"Everything is in {self.folder}: the pipeline, samples/grid.png, metrics.json. To draw from it:\n\n"
             f"    from ddpm_hf import DDPMCustomPipeline\n"
             f'    pipe = DDPMCustomPipeline.from_pretrained("{self.folder}")\n'

@@ -11,6 +11,7 @@ import yaml
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.diffusion.checks import check_objective, check_process, check_weighting
 from ddpm_hf.diffusion.choices import LOSS_WEIGHTINGS, LOSSES, TIMESTEP_SAMPLERS
+from ddpm_hf.metrics.table import IN_TRAINING, ScoreName, TrainingMetric, metrics_in_help, scores_of
 from ddpm_hf.models.unet_2d_config import check_config
 from ddpm_hf.sampling.samplers import SamplerName, TimestepSpacing, check_sampler
 from ddpm_hf.settings import check, check_seed, flat, named, plain
@@ -124,12 +125,13 @@ class TrainingConfig:
         return tuple(self.ema_decay) if isinstance(self.ema_decay, list) else (self.ema_decay,)
 
 
+@metrics_in_help(IN_TRAINING)
 @dataclass(frozen=True)
 class EvaluationConfig:
     """The images drawn at the end with the averaged weights, and how they are scored.
 
     Args:
-        metrics: Scores of the images against all the training images.
+        metrics: How the images are compared with all the training images; some of {metrics}.
         extractor: The feature network in which they are scored: digits (of the embedded digits), inception, dinov2,
             vgg16, a TorchScript file, or the folder or Hub id of a vision transformer. null: no scores.
         extractor_weights: The file of its weights, in place of the usual one.
@@ -143,13 +145,12 @@ class EvaluationConfig:
         guidance_scale: Classifier-free guidance, for training with label_dropout; 1 is none.
         batch_size: Images drawn at a time, per process.
         grid_images: How many of the first images the grids of samples show.
-        every: Steps between two rounds of drawing and scoring during training; the weights of the lowest FID are kept
-            in best/, and samples/fid.png shows all of them. null scores at the end only.
+        every: Steps between two rounds of drawing and scoring during training; the weights with the best score are kept
+            in best/, and samples/fid.png (named after the score) shows all rounds. null: scores at the end only.
+        best_by: The score by which the best weights are chosen; one that evaluation.metrics give.
     """
 
-    metrics: list[Literal["fid", "kid", "is", "precision_recall", "density_coverage"]] = field(
-        default_factory=lambda: ["fid", "precision_recall"]
-    )
+    metrics: list[TrainingMetric] = field(default_factory=lambda: ["fid", "precision_recall"])
     extractor: str | None = None
     extractor_weights: Path | None = None
     held_out_split: str | None = None
@@ -162,15 +163,19 @@ class EvaluationConfig:
     batch_size: int = 128
     grid_images: int = 64
     every: int | None = None
+    best_by: ScoreName = "fid"
 
     def __post_init__(self) -> None:
         for name in ("num_images", "num_inference_steps", "batch_size", "grid_images"):
             check(getattr(self, name) >= 1, f"evaluation.{name}", getattr(self, name), "at least 1")
         check(self.every is None or self.every >= 1, "evaluation.every", self.every, "at least 1, or null")
         check(len(self.metrics) > 0, "evaluation.metrics", self.metrics, "at least one; extractor null scores nothing")
-        scored = self.extractor is not None and "fid" in self.metrics
-        expected = "null, or evaluation.extractor must be given and fid be among evaluation.metrics"
-        check(self.every is None or scored, "evaluation.every", self.every, expected)
+        if self.every is not None:
+            expected = "null, or evaluation.extractor must be given"
+            check(self.extractor is not None, "evaluation.every", self.every, expected)
+            names = scores_of(self.metrics)
+            expected = f"a score of evaluation.metrics ({', '.join(names)}) where evaluation.every is set"
+            check(self.best_by in names, "evaluation.best_by", self.best_by, expected)
         check(0 <= self.eta <= 1, "evaluation.eta", self.eta, "from 0 to 1")
         scale = self.guidance_scale
         check(math.isfinite(scale) and scale >= 0, "evaluation.guidance_scale", scale, "a number from 0")

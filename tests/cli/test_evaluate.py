@@ -60,9 +60,9 @@ def results(output: Path, *arguments: object, processes: int = 1) -> dict[str, A
 
 
 def values(output: Path, *arguments: object, processes: int = 1) -> dict[str, float]:
-    """Of the one set of samples."""
-    (scores,) = results(output, *arguments, processes=processes)["scores"].values()
-    return {name: score["value"] for name, score in scores.items()}
+    """The scores of the one set of samples."""
+    scores = results(output, *arguments, processes=processes)["scores"]
+    return {name: value for name, entry in scores.items() for value in entry.values()}
 
 
 def refusal(output: Path, *arguments: object) -> str:
@@ -78,19 +78,23 @@ def refusal(output: Path, *arguments: object) -> str:
 ALL = ("--metrics", "fid", "kid", "is", "precision_recall", "density_coverage")
 
 
-def test_the_scores_are_those_of_the_functions_under_names_with_their_size(samples: Path, tmp_path: Path) -> None:
+def test_the_scores_are_those_of_the_functions(samples: Path, tmp_path: Path) -> None:
     scores = values(tmp_path / "scores", "--samples", samples, *ALL)
-    assert list(scores) == [f"{name}@60" for name in ("fid", "kid", "is", "precision", "recall", "density", "coverage")]
+    assert list(scores) == ["fid", "kid", "is", "precision", "recall", "density", "coverage"]
+    written = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert list(written["errors"]) == list(scores)
+    assert written["num_images"] == {str(samples): 60}
+    assert (written["reference_images"], written["extractor"], len(written["extractor_sha256"])) == (300, "digits", 64)
     network = DigitsFeatures.load()
     real, fake = network(REAL), network(fakes())
     # Features of other batches differ in their last bits.
-    assert scores["fid@60"] == pytest.approx(frechet_distance(fake, real), rel=1e-5)
+    assert scores["fid"] == pytest.approx(frechet_distance(fake, real), rel=1e-5)
     for k, names in ((3, ("precision", "recall")), (5, ("density", "coverage"))):
         expected = manifolds(real, fake, k).scores
-        assert [scores[f"{name}@60"] for name in names] == pytest.approx([expected[name] for name in names])
+        assert [scores[name] for name in names] == pytest.approx([expected[name] for name in names])
     table = (tmp_path / "scores" / "table.md").read_text().splitlines()
-    assert table[0].startswith("| samples | fid@60 | kid@60 |")
-    assert f"| {samples} | {scores['fid@60']:.4g} ± " in table[2]
+    assert table[0].startswith("| samples | images | fid | kid |")
+    assert f"| {samples} | 60 | {scores['fid']:.4g} ± " in table[2]
 
 
 def test_two_processes_score_as_one(samples: Path, tmp_path: Path) -> None:
@@ -114,10 +118,10 @@ def test_a_folder_an_npz_and_parquet_of_the_same_images_score_alike(samples: Pat
 
 
 def test_several_sets_stand_side_by_side_with_their_errors(samples: Path, tmp_path: Path) -> None:
-    worse = write(tmp_path / "worse", fakes(noise=120))
+    worse = write(tmp_path / "worse", fakes(50, noise=120))
     found = results(tmp_path / "scores", "--compare", samples, worse, "--bootstrap", 30)
-    better_fid, worse_fid = (found["scores"][str(name)]["fid@60"] for name in (samples, worse))
-    assert better_fid["value"] + better_fid["error"] < worse_fid["value"] - worse_fid["error"]
+    value, error = found["scores"]["fid"], found["errors"]["fid"]
+    assert value[str(samples)] + error[str(samples)] < value[str(worse)] - error[str(worse)]
     assert len((tmp_path / "scores" / "table.md").read_text().splitlines()) == 4
     for number in (1, 2):
         assert (tmp_path / "scores" / f"nearest-{number}.png").exists()
@@ -130,7 +134,7 @@ def test_statistics_go_out_and_in_as_pytorch_fid_has_them(samples: Path, tmp_pat
         mu, sigma = content["mu"], content["sigma"]
     assert (mu.shape, sigma.shape, mu.dtype) == ((64,), (64, 64), np.float64)
     of_file = values(tmp_path / "file", "--samples", samples, "--metrics", "fid", "--reference", file)
-    assert of_file["fid@60"] == pytest.approx(of_images["fid@60"], rel=1e-9)
+    assert of_file["fid"] == pytest.approx(of_images["fid"], rel=1e-9)
     np.savez(tmp_path / "theirs.npz", mu=mu, sigma=sigma)  # as others write it, with no word on where it is from
     of_theirs = values(tmp_path / "c", "--samples", samples, "--metrics", "fid", "--reference", tmp_path / "theirs.npz")
     assert of_theirs == of_file
@@ -180,21 +184,23 @@ BITS = ("--metrics", "bits_per_dim", "--reference_split", "test[:5]", "--batch_s
 def test_bits_per_dim_of_a_model_on_two_processes_as_on_one(model: Path, tmp_path: Path) -> None:
     one = results(tmp_path / "one", "--model", model, *BITS)
     assert results(tmp_path / "two", "--model", model, *BITS, processes=2) == one
-    (score,) = one["scores"].values()
+    (score,) = one["scores"]["bits_per_dim"].values()
     with np.load(tmp_path / "one" / "bits_per_dim.npz") as file:
         found, terms = file["values"], file["terms"]
     assert (found.shape, terms.shape) == ((5,), (5, 21))
-    assert score["bits_per_dim@5"]["value"] == pytest.approx(found.mean())
+    assert score == pytest.approx(found.mean())
     assert np.allclose(terms.sum(axis=1), found)
     pipe, images = DDPMCustomPipeline.from_pretrained(model), load_cached_images(DataConfig(split="test[:5]")).images
-    assert score["bits_per_dim@5"]["value"] == pytest.approx(bits_per_dim(pipe, images, batch_size=2).mean, rel=1e-6)
+    assert score == pytest.approx(bits_per_dim(pipe, images, batch_size=2).mean, rel=1e-6)
     assert (tmp_path / "one" / "bits_per_dim.png").exists()
 
 
 @pytest.mark.parametrize("method", ["estimate", "ode"])
 def test_bits_per_dim_by_quicker_ways(model: Path, tmp_path: Path, method: str) -> None:
-    (score,) = results(tmp_path / "bits", "--model", model, *BITS, "--likelihood", method)["scores"].values()
-    assert np.isfinite(score["bits_per_dim@5"]["value"])
+    found = results(tmp_path / "bits", "--model", model, *BITS, "--likelihood", method)
+    assert np.isfinite(found["scores"]["bits_per_dim"][str(model)])
+    assert found["errors"]["bits_per_dim"][str(model)] > 0
+    assert found["num_images"] == {str(model): 5}
     assert not (tmp_path / "bits" / "bits_per_dim.png").exists()
 
 

@@ -23,7 +23,7 @@ SUBJECT = Subject(
     config={**CONFIG, "evaluation": EVALUATION},
     results={
         "scores": {"fid": {"samples": 3.25, "held_out": 1.5}},
-        "num_images": 500,
+        "num_images": {"samples": 500, "held_out": 500},
         "first_image_seed": 0,
         "extractor": "inception",
         "class_labels": "0-9",
@@ -57,6 +57,15 @@ def test_a_card_says_how_to_make_its_scores_again() -> None:
     assert "--seed 0 --scheduler unipc --num_inference_steps 5" in model_card(replace(SUBJECT, config=unipc), None)
     without = replace(SUBJECT, results={**SUBJECT.results, "scores": {"fid": {"samples": 3.25}}})
     assert "| | samples |\n| --- | --- |\n| FID | 3.25 |" in model_card(without, None)
+
+
+def test_results_of_earlier_versions_have_a_card() -> None:
+    """They have one number of images; and here one score that the held-out images lack."""
+    scores = {"fid": {"samples": 3.25, "held_out": 1.5, "ratio": 2.1}, "accuracy": {"samples": 0.5}}
+    card = model_card(replace(SUBJECT, results={**SUBJECT.results, "num_images": 400, "scores": scores}), None)
+    assert "FID of 400 images" in card
+    assert "--num_images 400" in card
+    assert "| Accuracy | 0.5 | - |" in card
 
 
 def test_the_same_again_changes_nothing() -> None:

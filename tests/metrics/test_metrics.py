@@ -19,7 +19,7 @@ from ddpm_hf.metrics import (
     manifolds,
     precision_recall,
 )
-from ddpm_hf.metrics.fid import frechet_distance_of_gaussians, mean_and_covariance
+from ddpm_hf.metrics.frechet import frechet_distance_of_gaussians, mean_and_covariance
 from tests.runs import start_processes_of
 
 
@@ -150,9 +150,12 @@ def test_the_metrics_are_the_functions_of_all_batches() -> None:
         for batch in fake.split(17):
             metric.update(batch, real=False)
     assert {**p_r.compute(), **d_c.compute()} == pytest.approx(expected)
-    assert fid.compute().item() == pytest.approx(frechet_distance(network(real), network(fake)), rel=1e-9)
+    assert fid.compute()["fid"].item() == pytest.approx(frechet_distance(network(real), network(fake)), rel=1e-9)
     p_r.reset()
-    with pytest.raises(ValueError, match="must both come before compute"):
+    with pytest.raises(ValueError, match="no generated images were given"):
+        p_r.compute()
+    p_r.update(fake, real=False)
+    with pytest.raises(ValueError, match=r"real features of shape \(0, 64\) and need \(N, D\) with N above k"):
         p_r.compute()
 
 
@@ -166,7 +169,7 @@ def metrics_of_shares() -> None:
     for metric in metrics:
         metric.update(real[rank::2], real=True)
         metric.update(fake[rank * 100 : 100 + rank * 200], real=False)  # unequal shares
-    found = {**metrics[0].compute(), "fid": metrics[1].compute()}
+    found = {**metrics[0].compute(), **metrics[1].compute()}
     scores = manifolds(network(real), network(fake), 3).scores
     assert found["precision"] == scores["precision"]
     assert found["recall"] == scores["recall"]

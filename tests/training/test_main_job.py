@@ -71,8 +71,11 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_one_process_prints_one_table_and_how_to_draw(one_process: tuple[Path, str]) -> None:
     run, printed = one_process
-    scores = results_of(run)["scores"]
+    results = results_of(run)
+    scores = results["scores"]
     assert list(scores) == ["fid", "precision", "recall"]
+    assert results["num_images"] == {"samples": IMAGES, "held_out": IMAGES}
+    assert (results["errors"], results["extractor"], results["reference_images"]) == ({}, "digits", 1297)
     for name, entry in scores.items():
         assert entry["ratio"] == entry["samples"] / entry["held_out"]
         row = f"{entry['samples']:.4f} {entry['held_out']:.4f} {entry['ratio']:.4f}"
@@ -103,7 +106,7 @@ def test_the_folder_holds_the_images_that_were_scored(one_process: tuple[Path, s
 def test_the_run_says_where_its_figures_come_from(one_process: tuple[Path, str]) -> None:
     run, _ = one_process
     results = results_of(run)
-    assert (results["seed"], results["steps"], results["num_images"]) == (0, STEPS, IMAGES)
+    assert (results["seed"], results["steps"], results["num_images"]["samples"]) == (0, STEPS, IMAGES)
     assert results["environment"] == json.loads((run / "environment.json").read_text())
     assert results["environment"]["torch"] == version("torch")
     assert results["environment"]["threads_per_process"] == results["environment"]["processes"] == 1
@@ -219,7 +222,13 @@ def test_any_sampler_of_the_table_draws_the_images_that_are_scored(train: Any) -
         ),
         (["--evaluation.num_images", "3"], 2, "fid, precision_recall need at least 4"),
         (["--evaluation.extractor", "vgg16"], 2, "curl --create-dirs -Lo"),
-        (["--evaluation.every", "2", "--evaluation.metrics", "[kid]"], 2, "evaluation.every is 2 and must be null"),
+        (
+            ["--evaluation.every", "2", "--evaluation.metrics", "[kid]"],
+            2,
+            "evaluation.best_by is fid and must be a score of evaluation.metrics (kid)",
+        ),
+        (["--evaluation.best_by", "fdi"], 2, "fdi"),
+        (["--evaluation.metrics", "[accuracy]"], 2, "evaluation.metrics holds accuracy, which"),
         (["--data.name", "my.parquet"], 2, "my.parquet"),
         (["--evaluation.held_out_split", "no"], 2, "no"),
         (["--evaluation.num_inference_steps", "1001"], 2, "1001"),
@@ -298,6 +307,16 @@ def test_the_best_weights_and_the_grids_on_the_way_are_kept(train: Any) -> None:
         "step-00000003.png",
         "step-00000006.png",
     ]
+
+
+def test_the_best_weights_may_be_those_of_the_highest_score(train: Any) -> None:
+    by = ["--evaluation.metrics", "[precision_recall]", "--evaluation.best_by", "recall"]
+    run = train("scored", "--evaluation.every", "2", *by)
+    rounds = [line for line in log_of(run) if "recall" in line]
+    best = max(rounds, key=lambda line: line["recall"])
+    assert min(rounds, key=lambda line: line["recall"]) != best
+    assert json.loads((run / "best" / "metrics.json").read_text()) == best == results_of(run)["best"]
+    assert {path.name for path in (run / "samples").iterdir()} == {"recall.png", "grid.png"}
 
 
 def test_metrics_and_grids_go_to_a_tracker(train: Any) -> None:

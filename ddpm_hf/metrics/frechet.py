@@ -1,11 +1,11 @@
-"""The Frechet distance between two sets of features: as a function, and as a torchmetrics metric of images."""
+"""The Frechet distance between two sets of features: as a function, and as a metric."""
 
 import logging
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import Metric
+from torch import Tensor
+
+from ddpm_hf.metrics.base import ImageMetric
 
 logger = logging.getLogger(__name__)
 
@@ -73,50 +73,67 @@ def frechet_distance_of_gaussians(mean_a: Tensor, covariance_a: Tensor, mean_b: 
     return max(float(distance), 0.0)
 
 
-class FrechetDistance(Metric):
-    """The Frechet distance of real and fake images as a torchmetrics metric: with Inception features, the FID.
+class FrechetDistance(ImageMetric):
+    """The Frechet distance of real and generated images, ``fid``: with Inception features, the FID.
 
-    torchmetrics' own takes the eigenvalues of a product that is not symmetric and drops their imaginary parts; here
-    sums are float64 and the answer is real by construction. Processes add their sums.
-
-    Args:
-        feature: Network from uint8 images ``(B, C, H, W)`` to features ``(B, D)``, with ``num_features`` D.
-        options: As of any torchmetrics metric.
+    torchmetrics' own takes the eigenvalues of a product that is not symmetric and drops their imaginary parts; here the
+    answer is real by construction. The state is one mean and covariance for each side, whatever the number of images;
+    batches and processes are put together by the law of total covariance, in float64.
     """
 
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
+    def summary(self, features: Tensor) -> Tensor:
+        """Number of images, mean and covariance, as the rows of a float64 ``(1, 2 + D, D)``."""
+        features = features.double()
+        mean, covariance = features.mean(dim=0), features.new_zeros(features.shape[1], features.shape[1])
+        if len(features) > 1:
+            mean, covariance = mean_and_covariance(features)
+        return _packed(len(features), mean, covariance)
 
-    def __init__(self, feature: nn.Module, **options: Any) -> None:
-        super().__init__(**options)
-        self.feature = feature
-        size = int(feature.num_features)  # type: ignore[arg-type]
-        for side in ("real", "fake"):
-            self.add_state(f"{side}_count", torch.tensor(0), dist_reduce_fx="sum")
-            self.add_state(f"{side}_sum", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(f"{side}_outer", torch.zeros(size, size, dtype=torch.float64), dist_reduce_fx="sum")
-
-    @torch.no_grad()
     def update(self, images: Tensor, real: bool) -> None:
-        """Take in a batch of images, uint8 ``(B, C, H, W)``."""
-        features = self.feature(images).double()
-        side = "real" if real else "fake"
-        for name, value in (("count", len(features)), ("sum", features.sum(0)), ("outer", features.T @ features)):
-            setattr(self, f"{side}_{name}", getattr(self, f"{side}_{name}") + value)
+        """See `ImageMetric`."""
+        if len(images):
+            super().update(images, real)
+            side = self.real_features if real else self.fake_features
+            side[:] = [_together(torch.cat(side))]
 
-    def compute(self) -> Tensor:
-        """A float64 scalar.
+    def update_statistics(self, mean: Tensor, covariance: Tensor) -> None:
+        """Take in the mean ``(D,)`` and covariance ``(D, D)`` of all real images, in place of these."""
+        self.real_features[:] = [_packed(torch.inf, mean.double(), covariance.double())]
+        self._computed = None
 
-        Raises:
-            ValueError: if either side has fewer than two images.
-        """
+    def compute(self) -> dict[str, Tensor]:
+        """See `ImageMetric`."""
+        found = super().compute()
+        fewest = min(float(_together(side)[0, 0, 0]) for side in self._sides())
+        warn_if_few(int(fewest), self._sides()[0].shape[-1])
+        return found
+
+    def score(self, real: Tensor, fake: Tensor) -> dict[str, float]:
+        """See `ImageMetric`."""
         gaussians = []
-        for side in ("real", "fake"):
-            count, total, outer = (getattr(self, f"{side}_{name}") for name in ("count", "sum", "outer"))
+        for name, side in (("generated", fake), ("real", real)):
+            count = int(side[:, 0, 0].sum().clamp(max=2))
             if count < 2:
-                raise ValueError(f"the Frechet distance was given {int(count)} {side} images and needs at least 2")
-            warn_if_few(int(count), len(total))
-            mean = total / count
-            gaussians += [mean, (outer - count * mean.outer(mean)) / (count - 1)]
-        return torch.tensor(frechet_distance_of_gaussians(*gaussians), dtype=torch.float64)
+                raise ValueError(f"the Frechet distance was given {count} {name} images and needs at least 2")
+            together = _together(side)[0]
+            gaussians += [together[1], together[2:]]
+        return {"fid": frechet_distance_of_gaussians(*gaussians)}
+
+
+def _packed(count: float, mean: Tensor, covariance: Tensor) -> Tensor:
+    return torch.cat([torch.full_like(mean, count)[None], mean[None], covariance])[None]
+
+
+def _together(parts: Tensor) -> Tensor:
+    r"""One summary ``(1, 2 + D, D)`` of several ``(P, 2 + D, D)``.
+
+    With counts :math:`n_p`, :math:`(n - 1) \Sigma = \sum_p (n_p - 1) \Sigma_p + n_p (\mu_p - \mu)(\mu_p - \mu)^T`.
+    """
+    if len(parts) == 1:
+        return parts
+    counts, means, covariances = parts[:, 0, :1], parts[:, 1], parts[:, 2:]
+    count = counts.sum()
+    mean = (counts * means).sum(dim=0) / count
+    away = (means - mean) * counts.sqrt()
+    scatter = ((counts - 1)[..., None] * covariances).sum(dim=0) + away.T @ away
+    return _packed(float(count), mean, scatter / (count - 1).clamp(min=1))

@@ -1,14 +1,12 @@
 """What share of the fakes look real, what share of the reals are covered: improved precision and recall, density and
-coverage, as functions of features and as torchmetrics metrics of images."""
+coverage, as functions of features and as metrics."""
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
+from ddpm_hf.metrics.base import MeanOverImages
 from ddpm_hf.metrics.neighbours import BLOCK_BYTES, balls_and_points, squared_distance_to_kth_neighbour
 
 
@@ -31,15 +29,19 @@ class Manifolds:
     real_has_fake: Tensor
 
     @property
-    def scores(self) -> dict[str, float]:
-        """The four means."""
-        parts = {
+    def parts(self) -> dict[str, Tensor]:
+        """Score name -> what each image adds to it."""
+        return {
             "precision": self.fake_is_real,
             "recall": self.real_is_fake,
             "density": self.balls_round_fake,
             "coverage": self.real_has_fake,
         }
-        return {name: part.double().mean().item() for name, part in parts.items()}
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The four means."""
+        return {name: part.double().mean().item() for name, part in self.parts.items()}
 
 
 def manifolds(real: Tensor, fake: Tensor, k: int, block_bytes: int = BLOCK_BYTES) -> Manifolds:
@@ -82,65 +84,40 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     return scores["precision"], scores["recall"]
 
 
-class _ManifoldMetric(Metric):
-    """Features of real and fake images, gathered over all processes.
+class _ManifoldMetric(MeanOverImages):
+    """Some of the four scores.
 
     Args:
-        feature: Network from uint8 images ``(B, C, H, W)`` to features ``(B, D)``.
+        feature: See `ImageMetric`.
         k: Which neighbour bounds the balls.
-        options: As of any torchmetrics metric.
+        options: See `ImageMetric`.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    real_features: list[Tensor]
-    fake_features: list[Tensor]
+    names: tuple[str, ...]
 
-    def __init__(self, feature: nn.Module, k: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.feature = feature
+    def __init__(self, feature: nn.Module | None, k: int, **options: Any) -> None:
+        super().__init__(feature, **options)
         self.k = k
-        self.add_state("real_features", [], dist_reduce_fx="cat")
-        self.add_state("fake_features", [], dist_reduce_fx="cat")
 
-    @torch.no_grad()
-    def update(self, images: Tensor, real: bool) -> None:
-        """Take in a batch of images, uint8 ``(B, C, H, W)``."""
-        (self.real_features if real else self.fake_features).append(self.feature(images))
-
-    def _scores(self) -> dict[str, float]:
-        if not len(self.real_features) or not len(self.fake_features):
-            raise ValueError("update(images, real=True) and update(images, real=False) must both come before compute")
-        return manifolds(dim_zero_cat(self.real_features), dim_zero_cat(self.fake_features), self.k).scores
+    def parts(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """See `MeanOverImages`."""
+        found = manifolds(real, fake, self.k).parts
+        return {name: found[name] for name in self.names}
 
 
 class ImprovedPrecisionRecall(_ManifoldMetric):
-    """Improved precision and recall (Kynkaanniemi et al. 2019) as a torchmetrics metric.
+    """Improved precision and recall (Kynkaanniemi et al. 2019), ``precision`` and ``recall``."""
 
-    Example:
-        >>> metric = ImprovedPrecisionRecall(DigitsFeatures.load())
-        >>> metric.update(reals, real=True); metric.update(fakes, real=False)
-        >>> metric.compute()
-        {'precision': tensor(0.8620), 'recall': tensor(0.8390)}
-    """
+    names = ("precision", "recall")
 
-    def __init__(self, feature: nn.Module, k: int = 3, **options: Any) -> None:
+    def __init__(self, feature: nn.Module | None = None, k: int = 3, **options: Any) -> None:
         super().__init__(feature, k, **options)
-
-    def compute(self) -> dict[str, Tensor]:
-        """``precision`` and ``recall``, float64 scalars."""
-        scores = self._scores()
-        return {name: torch.tensor(scores[name], dtype=torch.float64) for name in ("precision", "recall")}
 
 
 class DensityCoverage(_ManifoldMetric):
-    """Density and coverage (Naeem et al. 2020) as a torchmetrics metric."""
+    """Density, which may exceed 1, and coverage (Naeem et al. 2020), ``density`` and ``coverage``."""
 
-    def __init__(self, feature: nn.Module, k: int = 5, **options: Any) -> None:
+    names = ("density", "coverage")
+
+    def __init__(self, feature: nn.Module | None = None, k: int = 5, **options: Any) -> None:
         super().__init__(feature, k, **options)
-
-    def compute(self) -> dict[str, Tensor]:
-        """``density``, which may exceed 1, and ``coverage``, float64 scalars."""
-        scores = self._scores()
-        return {name: torch.tensor(scores[name], dtype=torch.float64) for name in ("density", "coverage")}
