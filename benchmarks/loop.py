@@ -13,7 +13,6 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,9 @@ from PIL import ImageOps
 
 from benchmarks.record import Bar, Record, table
 from ddpm_hf.command_line import parse_config
+from ddpm_hf.training.log import read_log
 from ddpm_hf.training.run import Run
+from ddpm_hf.training.setup import build
 from train_accelerate import train
 
 BATCH_SIZE = 16
@@ -36,18 +37,42 @@ RECIPE = Path(__file__).parent.parent / "configs" / "train" / "cifar10.yaml"
 REST, OUR_BATCH = "all else in the step", "a batch of ours"
 
 
-class Clock:
-    """Seconds spent inside a function, for each step."""
+class Clocks:
+    """Seconds of each forward pass, backward pass and step of the optimizer, by the hooks that torch has for them."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.seconds = function, [0.0]
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
+        self._started = 0.0
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return self.function(*args, **kwargs)
-        finally:
-            self.seconds[-1] += time.perf_counter() - start
+    def start(self, *_: Any) -> None:
+        """A part begins."""
+        self._started = time.perf_counter()
+
+    def stop(self, part: str) -> None:
+        """It has ended."""
+        self.seconds[part].append(time.perf_counter() - self._started)
+
+    def watch(self, training_run: Run) -> None:
+        """Have the network and the optimizer of a run call the clocks."""
+        model, optimizer = training_run.setup.model, training_run.state.optimizer.optimizer
+        model.register_forward_pre_hook(self.start)
+        model.register_forward_hook(lambda *_: self.stop("forward"))
+        optimizer.register_step_pre_hook(self.start)
+        optimizer.register_step_post_hook(lambda *_: self.stop("optimizer"))
+
+
+class ClockedAccelerator(Accelerator):  # type: ignore[misc]  # accelerate is untyped
+    """An accelerator that times the backward passes."""
+
+    def __init__(self, clocks: Clocks) -> None:
+        super().__init__(cpu=True)
+        self._clocks = clocks
+
+    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        """As accelerate's."""
+        self._clocks.start()
+        super().backward(loss, **kwargs)
+        self._clocks.stop("backward")
 
 
 def run(arguments: argparse.Namespace, record: Record) -> None:
@@ -62,11 +87,11 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
         )
         # Beside 16 images of a network this size the rest should vanish, so it is logged at every step.
         training = replace(config.training, batch_size=BATCH_SIZE, steps=rounds + 1, log_every=1, sample_every=None)
-        training_run = Run(replace(config, training=training), Accelerator(cpu=True))
-        training_run.start()
-        parts, wholes = step_times(training_run)
+        clocks = Clocks()
+        setup = build(replace(config, training=training), ClockedAccelerator(clocks))
+        parts, wholes = step_times(Run(setup), clocks)
         loaders = {
-            OUR_BATCH: batch_times((training_run.batches.micro_batch(step, 0) for step in itertools.count()), rounds),
+            OUR_BATCH: batch_times((setup.batches.micro_batch(step, 0) for step in itertools.count()), rounds),
             "a batch of a per-image loader": batch_times(per_image_loader(data), rounds),
         }
     rest = [whole - sum(of_step) for whole, *of_step in zip(wholes, *parts.values(), strict=True)]
@@ -89,30 +114,14 @@ def bars(rows: list[dict[str, Any]]) -> list[Bar]:
     ]
 
 
-def step_times(training_run: Run) -> tuple[dict[str, list[float]], list[float]]:
+def step_times(training_run: Run, clocks: Clocks) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds of each part of each step and of each whole step, without the first."""
-    forward, backward = Clock(training_run.model.forward), Clock(training_run.accelerator.backward)
-    optimizer = Clock(training_run.state.optimizer.step)
-    training_run.model.forward, training_run.accelerator.backward = forward, backward
-    training_run.state.optimizer.step = optimizer
-    clocks, starts, steps = (forward, backward, optimizer), [], training_run.steps
-
-    def timed_steps() -> Any:
-        starts.append(time.perf_counter())
-        for step, batches in steps():
-            yield step, batches
-            # The work between two steps counts for the later one.
-            for clock in clocks:
-                clock.seconds.append(0.0)
-            starts.append(time.perf_counter())
-
-    # Only the loop: the last step's checkpoint is no part of a step.
-    training_run._save = lambda: None  # type: ignore[method-assign]
-    training_run.steps = timed_steps  # type: ignore[method-assign]
+    clocks.watch(training_run)
     train(training_run)
-    wholes = [stop - start for start, stop in itertools.pairwise(starts)][1:]
-    names = ("forward", "backward", "optimizer")
-    return {name: clock.seconds[1:-1] for name, clock in zip(names, clocks, strict=True)}, wholes
+    # The log's own pace, from line to line; what the last step saves comes after its line.
+    lines = read_log(training_run.folder / "metrics.jsonl")
+    wholes = [BATCH_SIZE / line["images_per_second"] for line in lines]
+    return {part: seconds[1:] for part, seconds in clocks.seconds.items()}, wholes[1:]
 
 
 def batch_times(batches: Any, rounds: int) -> list[float]:

@@ -25,6 +25,7 @@ from ddpm_hf.data.sources import load_cached_images
 from ddpm_hf.metrics.bits_per_dim import bits_per_dim
 from ddpm_hf.training.log import read_log
 from ddpm_hf.training.run import Run
+from ddpm_hf.training.setup import build
 from train_accelerate import train
 
 RECIPE = Path(__file__).parent.parent / "configs" / "train" / "digits.yaml"
@@ -67,10 +68,9 @@ def measure(variant: str, seed: int, steps: int, accelerator: Accelerator) -> di
             *("--training.sample_every", "null", "--training.checkpoint_every", "null", "--threads", "1", "--quiet"),
             *("--evaluation.every", str(steps // ROUNDS), "--evaluation.num_inference_steps", "25"),
         ]
-        run = Run(parse_config([*settings, *PLAIN, *VARIANTS[variant]], RECIPE), accelerator)
-        run.start()
+        run = Run(build(parse_config([*settings, *PLAIN, *VARIANTS[variant]], RECIPE), accelerator))
         train(run)
-        run.finish(*run.evaluate())
+        run.finish(*run.score())
         lines = read_log(Path(folder) / "metrics.jsonl")
         pipe = DDPMCustomPipeline.from_pretrained(folder)
     losses = [line["loss"] for line in lines if "loss" in line][-steps // 2 :]

@@ -32,6 +32,7 @@ from ddpm_hf.training.evaluation import SampleEvaluation
 from ddpm_hf.training.log import read_log
 from ddpm_hf.training.run import Run
 from ddpm_hf.training.settings import Config
+from ddpm_hf.training.setup import build
 from train_accelerate import train
 
 RECIPES = Path(__file__).parent.parent / "configs" / "train"
@@ -162,10 +163,9 @@ class Measurements:
         return parse_config([*self.settings, *settings, "--output_dir", str(folder)], RECIPES / self.problem.recipe)
 
     def _ours(self, config: Config) -> dict[str, Any]:
-        run = Run(config, self.accelerator)
-        run.start()
+        run = Run(build(config, self.accelerator))
         train(run)
-        results, _ = run.evaluate()
+        results, _ = run.score()
         marks = {line["step"]: line["fid"] for line in read_log(config.output_dir / "metrics.jsonl") if "fid" in line}
         return {
             "fid": results.scores["fid"]["samples"],
@@ -217,8 +217,7 @@ def our_pace(settings: list[str], recipe: Path) -> float:
     """Milliseconds of a step of the run that train_accelerate.py starts."""
     with tempfile.TemporaryDirectory() as folder:
         config = parse_config([*settings, "--output_dir", folder], recipe)
-        run = Run(config, start_processes(config.threads))
-        run.start()
+        run = Run(build(config, start_processes(config.threads)))
         train(run)
     return 1000 * run.seconds["training"] / config.training.steps
 

@@ -1,11 +1,17 @@
 """A run in small: what it is, and what it says of the full one."""
 
 import math
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from ddpm_hf.training.log import read_log
+from ddpm_hf.training.run import Run
 from ddpm_hf.training.settings import Config
+from ddpm_hf.training.setup import build
 
 STEPS = 3
 """The first is slower than all others, the rest are timed."""
@@ -26,6 +32,29 @@ def shortened(config: Config, folder: Path) -> Config:
         ),
         evaluation=replace(config.evaluation, num_images=IMAGES, grid_images=IMAGES, every=None),
     )
+
+
+def dry_run(config: Config, accelerator: Accelerator, train: Callable[[Run], None]) -> None:
+    """Go through a whole run in small, and print what the full one would cost.
+
+    Args:
+        config: Of the full run.
+        accelerator: Its processes.
+        train: The loop.
+    """
+    folder = config.output_dir.with_name(f".{config.output_dir.name}.dry_run")
+    try:
+        run = Run(build(shortened(config, folder), accelerator))
+        train(run)
+        if config.training.compile:  # for drawing too; once, so not in the time of an image
+            run.setup.evaluation.draw(run.state.unet, run.config.evaluation.num_images)
+        run.finish(*run.score())
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            print(cost_of(config, folder, run.seconds, accelerator.num_processes))
+    finally:
+        if accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def cost_of(config: Config, folder: Path, seconds: dict[str, float], processes: int) -> str:

@@ -1,59 +1,31 @@
-"""A training run: built and checked before anything is written, and what it does between two steps."""
+"""A training run while it lives: the services that the loop of train_accelerate.py calls by their names."""
 
-import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_hf.data.batches import Batch, Batches
-from ddpm_hf.data.sources import load_image_data
-from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
-from ddpm_hf.hub.push import prepare_once
-from ddpm_hf.hub.repository import Repository
+from ddpm_hf.data.batches import Batch
 from ddpm_hf.images import save_png
-from ddpm_hf.launch import StopSignal, differences_from_launcher, environment
+from ddpm_hf.launch import StopSignal
 from ddpm_hf.manifest import write_json
 from ddpm_hf.metrics.evaluation import HELD_OUT, SAMPLES, Results
 from ddpm_hf.metrics.figures import save_curve
 from ddpm_hf.metrics.table import SCORES
-from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import seed_from
-from ddpm_hf.sampling.denoising import network_of
-from ddpm_hf.sampling.samplers import check_start, make_scheduler
-from ddpm_hf.schedulers.ddim import DDIMScheduler
-from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.settings import flat
-from ddpm_hf.training.checkpoints import (
-    Checkpoints,
-    SaveError,
-    TrainingState,
-    averages_of,
-    record_of,
-    replace_folder,
-    restore,
-    save_pipeline,
-    step_of,
-)
-from ddpm_hf.training.ema import EMA
-from ddpm_hf.training.evaluation import SampleEvaluation
+from ddpm_hf.training.checkpoints import SaveError, averages_of, replace_folder, save_pipeline
 from ddpm_hf.training.log import MetricsLog, read_log
-from ddpm_hf.training.optimization import check_fit, learning_rate, make_optimizer, objective_of, prepare_network
-from ddpm_hf.training.publish import Publisher, download_checkpoint
-from ddpm_hf.training.settings import Config, changes, refused_changes
-
-# With another of these a run agrees with the unbroken one to rounding, and not to the bit.
-CHANGES_ROUNDING = ("device", "processes", "threads_per_process", "mixed_precision", "distributed_type", "torch")
-
+from ddpm_hf.training.optimization import learning_rate, objective_of
+from ddpm_hf.training.publish import Publisher
+from ddpm_hf.training.report import described, results_of
+from ddpm_hf.training.setup import Setup, shows_progress
 
 TIME_TO_STOP = 20
 """Seconds that a push may take when a run ends early: who sends a signal seldom waits for more than 30."""
@@ -64,213 +36,169 @@ class Stopped(Exception):
 
 
 class Run:
-    """All the nouns of a run, and its folder.
+    """A run that has begun: its folder is made, and what will happen is said.
 
     Args:
-        config: Its settings.
-        accelerator: Its processes.
+        setup: Its parts.
 
-    Raises:
-        ValueError: settings, data, launcher or checkpoint do not go together. Nothing is written then.
+    Attributes:
+        seconds: Spent so far, by kind.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator) -> None:
-        self.config, self.accelerator = config, accelerator
-        self.folder = config.output_dir
-        self.show_progress = accelerator.is_main_process and not config.quiet and sys.stderr.isatty()
-        if not self.show_progress:
-            datasets.disable_progress_bars()
-        self.environment = environment(accelerator)
-        self.notes = differences_from_launcher(accelerator)
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.config, self.accelerator = setup, setup.config, setup.accelerator
+        self.state, self.folder = setup.state, setup.config.output_dir
+        self.denoiser, self.objective = setup.denoiser, objective_of(setup.config.training)
         self.seconds = {"training": 0.0, "saving": 0.0, "sampling": 0.0, "scoring": 0.0}
-        self.history: list[dict[str, Any]] = []
-
-        training = config.training
-        self.data = load_image_data(config.data, self.show_progress)
-        torch.manual_seed(seed_from("weights", config.seed))
-        unet = UNet2DModel(**config.model)
-        self.scheduler = DDPMScheduler(**config.diffusion)
-        evaluation = config.evaluation
-        self.sampler = make_scheduler(self.scheduler.config, evaluation.sampler, evaluation.timestep_spacing)
-        self.sampler.set_timesteps(evaluation.num_inference_steps, accelerator.device)
-        check_start(self.sampler)
-        # diffusers' DDIM fails on a network that learned its variance; its DDPM draws with it.
-        is_learned = self.scheduler.config.variance_type.startswith("learned")
-        ddim = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing=evaluation.timestep_spacing)
-        self.saved_scheduler = DDPMScheduler.from_config(ddim.config) if is_learned else ddim
-        check_fit(self.data, unet, self.scheduler, training)
-        self.objective = objective_of(training)
-        timesteps = timestep_sampler(training.timestep_sampling, len(self.scheduler), training.batch_size)
-        classes = unet.config.num_class_embeds
-        self.batches = Batches(
-            self.data,
-            training.batch_size,
-            timesteps,
-            config.seed,
-            config.data.random_flip,
-            classes is not None,
-            accelerator,
-            training.label_dropout,
-            no_class=(classes or 0) - 1,
-        )
-        self.evaluation = SampleEvaluation(config, self.data, self.sampler, accelerator, self.show_progress)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", training.checkpoints_total_limit, accelerator)
-        self.resumed, notes = self._checkpoint()
-        self.notes += notes
-        self._record = self._accepted(self.resumed) if self.resumed else {}
-
-        prepare_network(unet, training)
-        self.model, optimizer = accelerator.prepare(unet, make_optimizer(unet.parameters(), training))
-        self.denoiser = self.scheduler.denoiser.without_restriction().of(network_of(self.model))
-        ema = EMA(unet.parameters(), training.ema_decays)
-        self.state = TrainingState(unet, optimizer, ema, timesteps, accelerator.scaler)
-        if self.resumed:
-            restore(self.resumed, self.state)
+        self.seconds |= setup.record.get("seconds", {})
         self.publisher: Publisher | None = None
-        self._repository: Repository | None = None
-        if config.push_to_hub and not config.dry_run:
-            self._repository = Repository(config.hub_model_id or "", private=config.hub_private_repo)
-            prepare_once(self._repository, accelerator)
-
-    def _checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The one to go on from, and what there is to say of others."""
-        resume = self.config.resume
-        if not resume.startswith("hub:"):
-            return self.checkpoints.find(resume)
-        downloaded = download_checkpoint(resume)
-        here, notes = self.checkpoints.find("auto")
-        return (here if here and step_of(here) >= step_of(downloaded) else downloaded), notes
-
-    def _accepted(self, checkpoint: Path) -> dict[str, Any]:
-        """What a checkpoint recorded, if this run may go on from it."""
-        record = record_of(checkpoint)
-        refused = refused_changes(record["config"], self.config.to_dict())
-        if refused:
-            diff = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in refused.items())
-            raise ValueError(
-                f"{checkpoint} was trained with other settings ({diff}); go on with those, or start another run with "
-                "another --output_dir (or in this one, replacing what is there, with --resume never)"
-            )
-        if record["data"] != self.data.fingerprint:
-            raise ValueError(
-                f"{checkpoint} was trained on other images than {self.data.name!r} holds now; give it the same ones, "
-                "or start another run with another --output_dir"
-            )
-        free = changes(record["config"], self.config.to_dict())
-        others = changes(record["environment"], self.environment)
-        self.seconds |= record["seconds"]
-        self.history = [*record["history"], {"step": record["step"], "settings": free, "environment": others}]
-        rounding = {key: change for key, change in others.items() if key in CHANGES_ROUNDING}
-        if rounding:
-            diff = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in rounding.items())
-            self.notes.append(f"not as before: {diff}; so it agrees with an unbroken run to rounding, not to the bit")
-        return record
-
-    def start(self) -> None:
-        """Make the folder and say what will happen."""
+        self._stop = StopSignal(self.accelerator)
+        self._bar = tqdm(disable=True)
+        self._since = time.perf_counter()
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.clear(everything=self.config.resume == "never")
-            (self.folder / "config.yaml").write_text(self.config.to_yaml())
-            write_json(self.folder / "environment.json", self.environment)
-            log = self.folder / "metrics.jsonl"
-            if self.resumed and not log.exists() and (self.resumed.parent / log.name).exists():
-                shutil.copyfile(self.resumed.parent / log.name, log)
-            if self._repository is not None:
-                self.publisher = Publisher(
-                    self.folder, self._repository, self.config.hub_strategy, self.config.hub_license
-                )
-            if not self.config.quiet:
-                print(self._describe())
-            for note in self.notes:
-                print(f"Note: {note}.", file=sys.stderr)
-        if self.config.training.trackers:
+            self._begin()
+        training = self.config.training
+        if training.trackers:
             settings = flat(self.config.to_dict())
             simple = {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
             self.accelerator.init_trackers("ddpm_hf", config=simple)
         self.log = MetricsLog(
             self.folder / "metrics.jsonl",
             self.accelerator,
-            self.config.training.batch_size,
-            len(self.scheduler),
+            training.batch_size,
+            len(setup.scheduler),
             after=self.state.step,
-            pending=self._record.get("log"),
+            pending=setup.record.get("log"),
         )
 
+    def _begin(self) -> None:
+        setup, config = self.setup, self.config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        setup.checkpoints.clear(everything=config.resume == "never")
+        (self.folder / "config.yaml").write_text(config.to_yaml())
+        write_json(self.folder / "environment.json", setup.environment)
+        log = self.folder / "metrics.jsonl"
+        if setup.resumed and not log.exists() and (setup.resumed.parent / log.name).exists():
+            shutil.copyfile(setup.resumed.parent / log.name, log)
+        if setup.repository is not None:
+            self.publisher = Publisher(self.folder, setup.repository, config.hub_strategy, config.hub_license)
+        if not config.quiet:
+            print(described(setup))
+        for note in setup.notes:
+            print(f"Note: {note}.", file=sys.stderr)
+
+    # What the loop asks for before and within a step.
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Within the context a signal lets the step end first, and an end before the last step is pushed too."""
+        model = self.setup.model
+        model.train()
+        with self._stop.caught():
+            try:
+                yield
+            except (Stopped, FloatingPointError, SaveError) as end:
+                problem = self.publisher.close(TIME_TO_STOP) if self.publisher else None
+                end.args = (f"{end}; {problem}" if problem else str(end),)
+                self.accelerator.wait_for_everyone()  # a launcher ends the one that pushes with the first to end
+                raise
+        model.eval()
+
     def steps(self) -> Iterator[tuple[int, list[Batch]]]:
-        """The steps that are left, each with its micro-batches; logs, grids, scores and checkpoints come in between.
+        """The steps that are left, each with its micro-batches."""
+        total, first = self.config.training.steps, self.state.step
+        self._bar = tqdm(
+            self.setup.batches.of_steps(first, total),
+            "training",
+            total,
+            initial=first,
+            unit="step",
+            disable=not shows_progress(self.config, self.accelerator),
+        )
+        self._since = time.perf_counter()
+        for step, micro_batches in self._bar:
+            yield step, micro_batches
+            self._since = time.perf_counter()
+
+    @contextmanager
+    def accumulate(self, step: int, index: int) -> Iterator[None]:
+        """Micro-batch `index` of a step: dropout follows from (seed, step, process, index), and gradients add up."""
+        torch.manual_seed(seed_from("dropout", self.config.seed, step, self.accelerator.process_index, index))
+        with self.accelerator.accumulate(self.setup.model):
+            yield
+
+    def set_learning_rate(self, step: int) -> None:
+        """That of the schedule."""
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.config.training)
+
+    def count(self, micro_batches: Sequence[Batch], losses: Sequence[Tensor], grad_norm: float | None) -> None:
+        """A step is done: remember its losses for the log and for the choice of timesteps.
+
+        Args:
+            micro_batches: Its micro-batches.
+            losses: Of their images, ``(b,)`` each.
+            grad_norm: The norm of the gradient before it was clipped; None if the step was skipped.
+        """
+        all_losses, all_t = torch.cat(list(losses)), torch.cat([batch.t for batch in micro_batches])
+        if grad_norm is not None:
+            self.setup.batches.learn(all_t, all_losses)
+        self.state.count_step(grad_norm is not None)
+        self.log.add(all_losses, all_t, grad_norm, torch.cat([batch.weights for batch in micro_batches]))
+        self.seconds["training"] += time.perf_counter() - self._since
+
+    # What is due after a step.
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the step just done was the last."""
+        return self.state.step == self.config.training.steps
+
+    def is_due(self, every: int | None) -> bool:
+        """Whether something that comes every so many steps comes after this one."""
+        return every is not None and self.state.step % every == 0
+
+    def is_save_due(self) -> bool:
+        """While steps are skipped the weights may be ruined already, and the older checkpoints are the good ones."""
+        return self.is_last or (self.is_due(self.config.training.checkpoint_every) and not self.state.skipped_in_a_row)
+
+    def is_stop_asked(self) -> bool:
+        """Whether SIGTERM or SIGINT has come to any process. All processes must ask."""
+        return self._stop.agreed()
+
+    # The services.
+
+    def check_gradients(self) -> None:
+        """End the run when too many steps in a row were skipped.
 
         Raises:
-            Stopped: SIGTERM or SIGINT came, and the step in which it came is saved.
-            FloatingPointError: too many steps in a row were skipped.
-            SaveError: a checkpoint could not be written.
+            FloatingPointError: with what to try.
         """
-        stop, total = StopSignal(self.accelerator), self.config.training.steps
-        batches = self.batches.of_steps(self.state.step, total)
-        bar = tqdm(batches, "training", total, initial=self.state.step, unit="step", disable=not self.show_progress)
-        with stop.caught():
-            since = time.perf_counter()
-            for step, micro_batches in bar:
-                yield step, micro_batches
-                self.seconds["training"] += time.perf_counter() - since
-                try:
-                    self._after_step(stop.agreed(), bar)
-                except (Stopped, FloatingPointError, SaveError) as end:
-                    problem = self.publisher.close(TIME_TO_STOP) if self.publisher else None
-                    end.args = (f"{end}; {problem}" if problem else str(end),)
-                    self.accelerator.wait_for_everyone()  # a launcher ends the one that pushes with the first to end
-                    raise
-                since = time.perf_counter()
-
-    def _after_step(self, stopping: bool, bar: Any) -> None:
-        training, state = self.config.training, self.state
-        last = state.step == training.steps
+        state, training = self.state, self.config.training
         if state.skipped_in_a_row > training.max_skipped_steps:
             first = state.step - state.skipped_in_a_row + 1
-            kept, _ = self.checkpoints.find("auto")
+            kept, _ = self.setup.checkpoints.find("auto")
             raise FloatingPointError(
                 f"the gradient was not finite at steps {first} to {state.step}, and none of them was taken; try a "
                 f"lower training.learning_rate (it is {learning_rate(state.step - 1, training):g} there) or a longer "
                 f"training.warmup_steps; the last good checkpoint is {kept or 'none'}"
             )
-        if last or state.step % training.log_every == 0:
-            line = self.log.write(
-                state.step,
-                learning_rate=learning_rate(state.step - 1, training),
-                ema_decay=state.ema.decay_now(training.ema_decays[0]),
-                seconds_waited=self.batches.seconds_waited,
-            )
-            bar.set_postfix(loss=line["loss"] and f"{line['loss']:.4f}")
-        if training.sample_every and state.step % training.sample_every == 0:
-            self._draw_grid()
-        if self.config.evaluation.every and state.step % self.config.evaluation.every == 0 and not last:
-            self.evaluate()
-        due = training.checkpoint_every and state.step % training.checkpoint_every == 0
-        # While steps are skipped the weights may be ruined already, and the older checkpoints are the good ones.
-        if last or stopping or (due and not state.skipped_in_a_row):
-            self._save()
-        if stopping:
-            done = f"step {state.step} of {training.steps}"
-            raise Stopped(f"stopped by a signal; {done} is saved, and the same command goes on from there")
 
-    def _save(self) -> None:
-        with self._timed("saving"):
-            record = {
-                "config": self.config.to_dict(),
-                "environment": self.environment,
-                "data": self.data.fingerprint,
-                "log": self.log.state_dict(),
-                "history": self.history,
-                "seconds": self.seconds,
-            }
-            checkpoint = self.checkpoints.save(self.state, self.saved_scheduler, record)
-        if self.publisher is not None:
-            self.publisher.saved(checkpoint)
+    def write_log(self) -> None:
+        """A line of metrics.jsonl, and the loss beside the bar."""
+        state, training = self.state, self.config.training
+        line = self.log.write(
+            state.step,
+            learning_rate=learning_rate(state.step - 1, training),
+            ema_decay=state.ema.decay_now(training.ema_decays[0]),
+            seconds_waited=self.setup.batches.seconds_waited,
+        )
+        self._bar.set_postfix(loss=line["loss"] and f"{line['loss']:.4f}")
 
-    def _draw_grid(self) -> None:
-        with self._timed("sampling"), self.state.ema.averaged_weights():
-            images = self.evaluation.draw(self.state.unet, self.config.evaluation.grid_images)
-        grid, step = self.evaluation.grid(images), self.state.step
+    def draw_grid(self) -> None:
+        """A grid of samples of the averaged weights, always from the same seeds, into samples/ and to the trackers."""
+        images = self._draw(self.config.evaluation.grid_images)
+        grid, step = self.setup.evaluation.grid(images), self.state.step
         if self.accelerator.is_main_process:
             save_png(grid, self.folder / "samples" / f"step-{step:08d}.png")
         for tracker in self.accelerator.trackers:
@@ -279,15 +207,57 @@ class Run:
             elif tracker.name == "wandb":
                 tracker.log_images({"samples": [grid]}, step=step)
 
-    def evaluate(self) -> tuple[Results, torch.Tensor]:
+    def score(self) -> tuple[Results, Tensor]:
         """Draw the images of the averaged weights and score them; keep the best weights, if they are looked for."""
-        with self._timed("sampling"), self.state.ema.averaged_weights():
-            images = self.evaluation.draw(self.state.unet, self.config.evaluation.num_images)
+        images = self._draw(self.config.evaluation.num_images)
         with self._timed("scoring"):
-            results = self.evaluation.score(images)
+            results = self.setup.evaluation.score(images)
         if self.config.evaluation.every:
             self._keep_best(results)
         return results, images
+
+    def save(self) -> None:
+        """A checkpoint of this step.
+
+        Raises:
+            SaveError: it could not be written.
+        """
+        with self._timed("saving"):
+            record = {
+                "config": self.config.to_dict(),
+                "environment": self.setup.environment,
+                "data": self.setup.data.fingerprint,
+                "log": self.log.state_dict(),
+                "history": self.setup.history,
+                "seconds": self.seconds,
+            }
+            checkpoint = self.setup.checkpoints.save(self.state, self.setup.saved_scheduler, record)
+        if self.publisher is not None:
+            self.publisher.saved(checkpoint)
+
+    def stop(self) -> None:
+        """End the run early, after a save.
+
+        Raises:
+            Stopped: always.
+        """
+        done = f"step {self.state.step} of {self.config.training.steps}"
+        raise Stopped(f"stopped by a signal; {done} is saved, and the same command goes on from there")
+
+    def finish(self, results: Results, images: Tensor) -> None:
+        """Write the pipeline, the grid and the results into the run's folder."""
+        averages = averages_of(self.state)
+        if not self.accelerator.is_main_process:
+            return
+        save_pipeline(self.folder, self.state.unet, averages, self.setup.saved_scheduler)
+        save_png(self.setup.evaluation.grid(images), self.folder / "samples" / "grid.png")
+        write_json(self.folder / "metrics.json", results_of(self.setup, results, self.seconds))
+        if self.publisher is not None:
+            self.publisher.finished()
+
+    def _draw(self, num_images: int) -> Tensor:
+        with self._timed("sampling"), self.state.ema.averaged_weights():
+            return self.setup.evaluation.draw(self.state.unet, num_images)
 
     def _keep_best(self, results: Results) -> None:
         score = SCORES[self.config.evaluation.best_by]
@@ -305,69 +275,9 @@ class Run:
         averages = averages_of(self.state)
         if self.accelerator.is_main_process:
             best, partial = self.folder / "best", self.folder / ".best.partial"
-            save_pipeline(partial, self.state.unet, averages, self.saved_scheduler)
+            save_pipeline(partial, self.state.unet, averages, self.setup.saved_scheduler)
             write_json(partial / "metrics.json", values)
             replace_folder(partial, best)
-
-    def finish(self, results: Results, images: torch.Tensor) -> None:
-        """Write the pipeline, the grid and the results into the run's folder."""
-        averages = averages_of(self.state)
-        if not self.accelerator.is_main_process:
-            return
-        save_pipeline(self.folder, self.state.unet, averages, self.saved_scheduler)
-        save_png(self.evaluation.grid(images), self.folder / "samples" / "grid.png")
-        content = {
-            **results.to_dict(),
-            **self.evaluation.provenance,
-            "best": self.state.best,
-            "first_image_seed": self.evaluation.first_seed,
-            "seed": self.config.seed,
-            "steps": self.state.step,
-            "skipped_steps": self.state.skipped,
-            "seconds": self.seconds,
-            "environment": self.environment,
-            "history": self.history,
-        }
-        write_json(self.folder / "metrics.json", content)
-        if self.publisher is not None:
-            self.publisher.finished()
-
-    def report(self, results: Results) -> str:
-        """The scores, and what to do with the model, for a person to read."""
-        return (
-            f"{self.evaluation.table(results)}\n\n"
-            f"Everything is in {self.folder}: the pipeline, samples/grid.png, metrics.json. To draw from it:\n\n"
-            f"    from ddpm_hf import DDPMCustomPipeline\n"
-            f'    pipe = DDPMCustomPipeline.from_pretrained("{self.folder}")\n'
-            f'    pipe(num_inference_steps=100).images[0].save("image.png")\n'
-        )
-
-    def _describe(self) -> str:
-        channels, height, width = self.data.shape
-        parameters = sum(parameter.numel() for parameter in self.state.unet.parameters())
-        training, place = self.config.training, self.environment
-        lines = [
-            f"{self.data.name}: images of {channels} x {height} x {width}; UNet2DModel with {parameters:,} parameters; "
-            f"{training.steps} steps of {training.batch_size} images",
-            f"{place['processes']} process(es) on {place['device']}, {place['threads_per_process']} thread(s) each, "
-            f"{self.batches.micro_batch_size} images per process and pass, {training.gradient_accumulation_steps} "
-            f"pass(es) per step, mixed precision {place['mixed_precision']}; writing to {self.folder}",
-        ]
-        if self.config.evaluation.extractor:
-            lines.append(self._describe_evaluation())
-        if self.resumed:
-            lines.append(f"going on from {self.resumed}, after step {self.state.step} of {training.steps}")
-        return "\n".join(lines)
-
-    def _describe_evaluation(self) -> str:
-        evaluation, training = self.config.evaluation, self.config.training
-        rounds = math.ceil(training.steps / evaluation.every) if evaluation.every else 1
-        passes = rounds * evaluation.num_images * evaluation.num_inference_steps
-        share = passes / (3 * training.steps * training.batch_size)  # a backward pass costs two forward ones
-        return (
-            f"scores: {rounds} round(s) of {evaluation.num_images} images in {evaluation.num_inference_steps} steps, "
-            f"{passes:,} passes of an image through the network, {share:.1%} of what the training takes"
-        )
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

@@ -1,0 +1,65 @@
+"""What a run says of itself: before the first step, in metrics.json, and at its end."""
+
+import math
+from typing import Any
+
+from ddpm_hf.metrics.evaluation import Results
+from ddpm_hf.training.setup import Setup
+
+
+def described(setup: Setup) -> str:
+    """What will happen, for a person to read."""
+    channels, height, width = setup.data.shape
+    parameters = sum(parameter.numel() for parameter in setup.state.unet.parameters())
+    training, place = setup.config.training, setup.environment
+    lines = [
+        f"{setup.data.name}: images of {channels} x {height} x {width}; UNet2DModel with {parameters:,} parameters; "
+        f"{training.steps} steps of {training.batch_size} images",
+        f"{place['processes']} process(es) on {place['device']}, {place['threads_per_process']} thread(s) each, "
+        f"{setup.batches.micro_batch_size} images per process and pass, {training.gradient_accumulation_steps} "
+        f"pass(es) per step, mixed precision {place['mixed_precision']}; writing to {setup.config.output_dir}",
+    ]
+    if setup.config.evaluation.extractor:
+        lines.append(_described_evaluation(setup))
+    if setup.resumed:
+        lines.append(f"going on from {setup.resumed}, after step {setup.state.step} of {training.steps}")
+    return "\n".join(lines)
+
+
+def _described_evaluation(setup: Setup) -> str:
+    evaluation, training = setup.config.evaluation, setup.config.training
+    rounds = math.ceil(training.steps / evaluation.every) if evaluation.every else 1
+    passes = rounds * evaluation.num_images * evaluation.num_inference_steps
+    share = passes / (3 * training.steps * training.batch_size)  # a backward pass costs two forward ones
+    return (
+        f"scores: {rounds} round(s) of {evaluation.num_images} images in {evaluation.num_inference_steps} steps, "
+        f"{passes:,} passes of an image through the network, {share:.1%} of what the training takes"
+    )
+
+
+def results_of(setup: Setup, results: Results, seconds: dict[str, float]) -> dict[str, Any]:
+    """The content of metrics.json."""
+    return {
+        **results.to_dict(),
+        **setup.evaluation.provenance,
+        "best": setup.state.best,
+        "first_image_seed": setup.evaluation.first_seed,
+        "seed": setup.config.seed,
+        "steps": setup.state.step,
+        "skipped_steps": setup.state.skipped,
+        "seconds": seconds,
+        "environment": setup.environment,
+        "history": setup.history,
+    }
+
+
+def reported(setup: Setup, results: Results) -> str:
+    """The scores, and what to do with the model, for a person to read."""
+    folder = setup.config.output_dir
+    return (
+        f"{setup.evaluation.table(results)}\n\n"
+        f"Everything is in {folder}: the pipeline, samples/grid.png, metrics.json. To draw from it:\n\n"
+        f"    from ddpm_hf import DDPMCustomPipeline\n"
+        f'    pipe = DDPMCustomPipeline.from_pretrained("{folder}")\n'
+        f'    pipe(num_inference_steps=100).images[0].save("image.png")\n'
+    )

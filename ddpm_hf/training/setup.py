@@ -1,0 +1,216 @@
+"""Everything that a training run needs, built and checked before anything is written."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+
+from ddpm_hf.data.batches import Batches
+from ddpm_hf.data.sources import ImageSource, load_image_data
+from ddpm_hf.diffusion.denoiser import Denoiser
+from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
+from ddpm_hf.hub.push import prepare_once
+from ddpm_hf.hub.repository import Repository
+from ddpm_hf.launch import differences_from_launcher, environment
+from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.randomness import seed_from
+from ddpm_hf.sampling.denoising import network_of
+from ddpm_hf.sampling.samplers import check_start, make_scheduler
+from ddpm_hf.schedulers.ddim import DDIMScheduler
+from ddpm_hf.schedulers.ddpm import DDPMScheduler
+from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, record_of, restore, step_of
+from ddpm_hf.training.ema import EMA
+from ddpm_hf.training.evaluation import SampleEvaluation
+from ddpm_hf.training.optimization import check_fit, make_optimizer, prepare_network
+from ddpm_hf.training.publish import download_checkpoint
+from ddpm_hf.training.settings import Config, changes, refused_changes
+
+# With another of these a run agrees with the unbroken one to rounding, and not to the bit.
+CHANGES_ROUNDING = ("device", "processes", "threads_per_process", "mixed_precision", "distributed_type", "torch")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a run, which fit together.
+
+    Args:
+        config: All settings.
+        accelerator: The processes.
+        data: The training images.
+        scheduler: The process that is trained.
+        saved_scheduler: The scheduler of the pipelines that are saved.
+        model: The network as accelerate has wrapped it.
+        state: What the steps change, the network itself included; a checkpoint is in it already.
+        batches: The batch of each step.
+        evaluation: Draws and scores.
+        checkpoints: Those of this run.
+        repository: Where it is pushed to.
+        history: What each resume has changed.
+        environment: Machine, versions, processes.
+        notes: Sentences for the user.
+        resumed: The checkpoint that the run goes on from.
+        record: What that checkpoint recorded.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    data: ImageSource
+    scheduler: DDPMScheduler
+    saved_scheduler: DDPMScheduler | DDIMScheduler
+    model: Any
+    state: TrainingState
+    batches: Batches
+    evaluation: SampleEvaluation
+    checkpoints: Checkpoints
+    repository: Repository | None
+    history: list[dict[str, Any]]
+    environment: dict[str, Any]
+    notes: list[str]
+    resumed: Path | None
+    record: dict[str, Any]
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network in training with what its output means; it restricts no predicted x_0."""
+        return self.scheduler.denoiser.without_restriction().of(network_of(self.model))
+
+
+def build(config: Config, accelerator: Accelerator) -> Setup:
+    """Build the parts of a run and check that they fit together; nothing is written but caches.
+
+    Raises:
+        ValueError: settings, data, launcher or checkpoint do not go together.
+    """
+    training, show_progress = config.training, shows_progress(config, accelerator)
+    if not show_progress:
+        datasets.disable_progress_bars()
+    place, notes = environment(accelerator), differences_from_launcher(accelerator)
+    data = load_image_data(config.data, show_progress)
+    torch.manual_seed(seed_from("weights", config.seed))
+    unet = UNet2DModel(**config.model)
+    scheduler = DDPMScheduler(**config.diffusion)
+    check_fit(data, unet, scheduler, training)
+    timesteps = timestep_sampler(training.timestep_sampling, len(scheduler), training.batch_size)
+    classes = unet.config.num_class_embeds
+    batches = Batches(
+        data,
+        training.batch_size,
+        timesteps,
+        config.seed,
+        config.data.random_flip,
+        classes is not None,
+        accelerator,
+        training.label_dropout,
+        no_class=(classes or 0) - 1,
+    )
+    sampler = evaluation_sampler(config, scheduler, accelerator)
+    evaluation = SampleEvaluation(config, data, sampler, accelerator, show_progress)
+    checkpoints = Checkpoints(config.output_dir / "checkpoints", training.checkpoints_total_limit, accelerator)
+    resumed, broken = _checkpoint(config.resume, checkpoints)
+    notes += broken
+    record = _accepted(resumed, config, data) if resumed else {}
+
+    prepare_network(unet, training)
+    model, optimizer = accelerator.prepare(unet, make_optimizer(unet.parameters(), training))
+    state = TrainingState(unet, optimizer, EMA(unet.parameters(), training.ema_decays), timesteps, accelerator.scaler)
+    history: list[dict[str, Any]] = []
+    if resumed:
+        restore(resumed, state)
+        history = [*record["history"], _resumption(record, config, place)]
+        notes += _differences_in_rounding(history[-1]["environment"])
+    repository = None
+    if config.push_to_hub and not config.dry_run:
+        repository = Repository(config.hub_model_id or "", private=config.hub_private_repo)
+        prepare_once(repository, accelerator)
+    return Setup(
+        config=config,
+        accelerator=accelerator,
+        data=data,
+        scheduler=scheduler,
+        saved_scheduler=_saved_scheduler(config, scheduler),
+        model=model,
+        state=state,
+        batches=batches,
+        evaluation=evaluation,
+        checkpoints=checkpoints,
+        repository=repository,
+        history=history,
+        environment=place,
+        notes=notes,
+        resumed=resumed,
+        record=record,
+    )
+
+
+def shows_progress(config: Config, accelerator: Accelerator) -> bool:
+    """Whether this process shows bars."""
+    return bool(accelerator.is_main_process) and not config.quiet and sys.stderr.isatty()
+
+
+def evaluation_sampler(config: Config, scheduler: DDPMScheduler, accelerator: Accelerator) -> Any:
+    """The sampler of the settings, with its grid of timesteps.
+
+    Raises:
+        ValueError: it would start at images that are nearly clean.
+    """
+    evaluation = config.evaluation
+    sampler = make_scheduler(scheduler.config, evaluation.sampler, evaluation.timestep_spacing)
+    sampler.set_timesteps(evaluation.num_inference_steps, accelerator.device)
+    check_start(sampler)
+    return sampler
+
+
+def _saved_scheduler(config: Config, scheduler: DDPMScheduler) -> DDPMScheduler | DDIMScheduler:
+    """diffusers' DDIM fails on a network that learned its variance; its DDPM draws with it."""
+    ddim = DDIMScheduler.from_config(scheduler.config, timestep_spacing=config.evaluation.timestep_spacing)
+    is_learned = scheduler.config.variance_type.startswith("learned")
+    saved: DDPMScheduler | DDIMScheduler = DDPMScheduler.from_config(ddim.config) if is_learned else ddim
+    return saved
+
+
+def _checkpoint(resume: str, checkpoints: Checkpoints) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and what there is to say of others."""
+    if not resume.startswith("hub:"):
+        return checkpoints.find(resume)
+    downloaded = download_checkpoint(resume)
+    here, notes = checkpoints.find("auto")
+    return (here if here and step_of(here) >= step_of(downloaded) else downloaded), notes
+
+
+def _accepted(checkpoint: Path, config: Config, data: ImageSource) -> dict[str, Any]:
+    """What a checkpoint recorded, if this run may go on from it."""
+    record = record_of(checkpoint)
+    refused = refused_changes(record["config"], config.to_dict())
+    if refused:
+        diff = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in refused.items())
+        raise ValueError(
+            f"{checkpoint} was trained with other settings ({diff}); go on with those, or start another run with "
+            "another --output_dir (or in this one, replacing what is there, with --resume never)"
+        )
+    if record["data"] != data.fingerprint:
+        raise ValueError(
+            f"{checkpoint} was trained on other images than {data.name!r} holds now; give it the same ones, "
+            "or start another run with another --output_dir"
+        )
+    return record
+
+
+def _resumption(record: dict[str, Any], config: Config, place: dict[str, Any]) -> dict[str, Any]:
+    """What is not as it was when the checkpoint was written."""
+    return {
+        "step": record["step"],
+        "settings": changes(record["config"], config.to_dict()),
+        "environment": changes(record["environment"], place),
+    }
+
+
+def _differences_in_rounding(environment_changes: dict[str, Any]) -> list[str]:
+    rounding = {key: change for key, change in environment_changes.items() if key in CHANGES_ROUNDING}
+    if not rounding:
+        return []
+    diff = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in rounding.items())
+    return [f"not as before: {diff}; so it agrees with an unbroken run to rounding, not to the bit"]
