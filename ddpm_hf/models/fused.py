@@ -88,6 +88,8 @@ class ConvOfRepeatedPixels(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', 2H, 2W)."""
         # On one axis: each of the four weights as a sum of the three, which a transposed convolution takes in reverse.
-        sums = self.weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+        # [[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], made where the weight is: a GPU would be waited for by a copy.
+        places = torch.arange(4, device=self.weight.device)[:, None] + torch.arange(3, device=self.weight.device)
+        sums = (places // 2 == 1).to(self.weight.dtype)
         weight = (self.weight.flatten(2) @ torch.kron(sums, sums).T).view(*self.weight.shape[:2], 4, 4)
         return F.conv_transpose2d(x, weight.transpose(0, 1), self.bias, stride=2, padding=1)
