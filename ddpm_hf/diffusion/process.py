@@ -5,6 +5,7 @@ docs/notation.md lists them. Time runs over t = 0 .. T-1, and t = -1 is clean da
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -214,16 +215,17 @@ class GaussianDiffusion:
 
     def _log_small(self, t: int | Tensor, s: int | Tensor) -> Tensor:
         variance = self.posterior(t, s).sigma ** 2
-        return torch.where(variance > 0, variance, self._first_variance().to(variance)).log()
+        return torch.where(variance > 0, variance, self._first_variance).log()
 
     def _log_large(self, t: int | Tensor, s: int | Tensor) -> Tensor:
         beta = 1 - self.alpha_bar(t) / self.alpha_bar(s)
         is_first = torch.as_tensor(t, device=beta.device) == 0
-        return torch.where(is_first, self._first_variance().to(beta), beta).log()
+        return torch.where(is_first, self._first_variance, beta).log()
 
-    def _first_variance(self) -> Tensor:
+    @cached_property
+    def _first_variance(self) -> float:
         """The posterior variance from t = 1 to 0, which stands in where the true one is 0; with T = 1, beta_0."""
-        return self.posterior(1, 0).sigma ** 2 if self.num_train_timesteps > 1 else self.betas[0]
+        return float(self.posterior(1, 0).sigma ** 2 if self.num_train_timesteps > 1 else self.betas[0])
 
 
 def _check_prediction_type(prediction_type: str) -> None:
