@@ -9,11 +9,17 @@ from benchmarks.record import Record, machine
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=[*SUITES, "report"], help="the suite; 'report' writes docs/benchmarks.md")
+    parser.add_argument(
+        "name", choices=[*SUITES, "gpu", "report"], help="the suite; 'report' writes docs/benchmarks.md"
+    )
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of the suite; NAME --help tells of them")
     asked = parser.parse_args()
     if asked.name == "report":
         PAGE.write_text(page())
+    elif asked.name == "gpu":  # it has more than one file, and other machines
+        from benchmarks.gpu.runner import main as measure_gpu
+
+        measure_gpu(asked.options)
     else:
         measure(asked.name, asked.options)
 

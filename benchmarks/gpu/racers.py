@@ -1,0 +1,262 @@
+"""The two that race: the recipe of configs/train/cifar10.yaml, and a plain loop of diffusers' parts."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from benchmarks.plain_loop import LEARNING_RATE, WARMUP_STEPS, PlainLoop
+from ddpm_hf import DDIMScheduler, DDPMScheduler, UNet2DModel
+from ddpm_hf.command_line import parse_config
+from ddpm_hf.data.batches import Batches
+from ddpm_hf.data.sources import ImageData
+from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
+from ddpm_hf.images import from_uint8
+from ddpm_hf.randomness import seed_from
+from ddpm_hf.sampling.denoising import sample_images
+from ddpm_hf.training.checkpoints import TrainingState
+from ddpm_hf.training.ema import EMA
+from ddpm_hf.training.optimization import make_optimizer, objective_of, prepare_network
+from ddpm_hf.training.settings import Config
+from train_accelerate import train
+
+RECIPE = Path(__file__).parents[2] / "configs" / "train" / "cifar10.yaml"
+
+
+class Racer(Protocol):
+    """One that is trained for a while, draws of its averaged weights, and can be put away and taken up again."""
+
+    seconds: float
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+
+    @property
+    def loss(self) -> float:
+        """Mean of the last slice's losses."""
+
+    def train_for(self, seconds: float, planned: float) -> None:
+        """Take steps for so long, of a race of so many seconds for this one."""
+
+    def draw(self, num_images: int, steps: int) -> Tensor:
+        """uint8 images of the averaged weights, from seeds 0, 1, 2, ..., by DDIM."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training changes."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up again."""
+
+
+def recipe(model: dict[str, Any], batch_size: int) -> Config:
+    """The recipe's settings, but for a warm-up of 500 steps: its own 5,000 are meant for 795,600 steps, not minutes."""
+    config = parse_config([], RECIPE)
+    training = replace(config.training, batch_size=batch_size, warmup_steps=WARMUP_STEPS, tf32=True)
+    return replace(config, model=config.model | model, training=training)
+
+
+def sampler(config: Config, steps: int, device: torch.device) -> DDIMScheduler:
+    """The recipe's, for both."""
+    scheduler = DDIMScheduler.from_config(
+        DDPMScheduler(**config.diffusion).config, timestep_spacing=config.evaluation.timestep_spacing
+    )
+    scheduler.set_timesteps(steps, device)
+    found: DDIMScheduler = scheduler
+    return found
+
+
+class _Losses:
+    """In the place of the file of metrics: the losses since it was asked."""
+
+    def __init__(self) -> None:
+        self._means: list[Tensor] = []
+
+    def add(self, losses: Tensor, *_: Any) -> None:
+        self._means.append(losses.mean())
+
+    def mean(self) -> float:
+        found, self._means = float(torch.stack(self._means).mean()) if self._means else math.nan, []
+        return found
+
+
+class Recipe:
+    """The loop of train_accelerate.py itself, with its batches, objective, optimizer and averages.
+
+    Args:
+        config: of :func:`recipe`.
+        data: the images.
+        accelerator: says the device and the precision.
+    """
+
+    def __init__(self, config: Config, data: ImageData, accelerator: Accelerator) -> None:
+        training = config.training
+        torch.manual_seed(seed_from("weights", config.seed))
+        unet = UNet2DModel(**config.model)
+        scheduler = DDPMScheduler(**config.diffusion)
+        timesteps = timestep_sampler(training.timestep_sampling, len(scheduler), training.batch_size)
+        prepare_network(unet, training)
+        model, optimizer = accelerator.prepare(unet, make_optimizer(unet.parameters(), training))
+        self.state = TrainingState(unet, optimizer, EMA(unet.parameters(), training.ema_decays), timesteps)
+        self._batches = Batches(
+            data, training.batch_size, timesteps, config.seed, config.data.random_flip, False, accelerator
+        )
+        self._log = _Losses()
+        self._run: Any = SimpleNamespace(
+            config=config,
+            accelerator=accelerator,
+            model=model,
+            state=self.state,
+            scheduler=scheduler,
+            objective=objective_of(scheduler, training),
+            batches=self._batches,
+            log=self._log,
+            steps=self._steps,
+        )
+        self._until = 0.0
+        self.seconds, self.loss = 0.0, math.nan
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.state.step
+
+    def _steps(self) -> Iterator[Any]:
+        for found in self._batches.of_steps(self.state.step, self._run.config.training.steps):
+            yield found
+            if time.perf_counter() >= self._until:
+                return
+
+    def train_for(self, seconds: float, planned: float) -> None:
+        """As `Racer` says."""
+        start = time.perf_counter()
+        self._until = start + seconds
+        train(self._run)
+        self.loss = self._log.mean()
+        self.seconds += time.perf_counter() - start
+
+    def draw(self, num_images: int, steps: int) -> Tensor:
+        """As `Racer` says."""
+        unet = self.state.unet
+        with self.state.ema.averaged_weights():
+            return sample_images(unet, sampler(self._run.config, steps, unet.device), num_images, batch_size=512)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Racer` says."""
+        state = self.state
+        return {
+            "unet": state.unet.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "ema": state.ema.averages,
+            "numbers": [state.step, state.ema.num_updates, self.seconds],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `Racer` says."""
+        self.state.unet.load_state_dict(state["unet"])
+        self.state.optimizer.load_state_dict(state["optimizer"])
+        for decay, averages in self.state.ema.averages.items():
+            for average, saved in zip(averages, state["ema"][decay], strict=True):
+                average.copy_(saved)
+        self.state.step, self.state.ema.num_updates, self.seconds = state["numbers"]
+
+
+class Plain(PlainLoop):
+    """diffusers' parts as its unconditional example puts them together, with its learning rate and warm-up.
+
+    Its images, random flips and timesteps are on the device already, which spares it the example's loader. The cosine
+    ends with the race: its number of steps is what this one takes in the planned time at its pace so far.
+
+    Args:
+        config: of :func:`recipe`, for network, batch size and sampler.
+        data: the images.
+        accelerator: says the device and the precision.
+    """
+
+    def __init__(self, config: Config, data: ImageData, accelerator: Accelerator) -> None:
+        torch.manual_seed(config.seed)
+        model = {key: value for key, value in config.model.items() if key != "patch_size"}
+        unet = diffusers.UNet2DModel(**model).to(accelerator.device)
+        images = from_uint8(data.images).to(accelerator.device)
+        batch_size = config.training.batch_size
+        super().__init__(unet, images, 1, batch_size, LEARNING_RATE, WARMUP_STEPS)
+        self._config, self._accelerator, self._images = config, accelerator, images
+        self._total = 10 * WARMUP_STEPS
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
+        self._losses = _Losses()
+        self.step, self.loss = 0, math.nan
+
+    def _factor(self, step: int) -> float:
+        if step < WARMUP_STEPS:
+            return step / WARMUP_STEPS
+        progress = min(1.0, (step - WARMUP_STEPS) / max(1, self._total - WARMUP_STEPS))
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    def train_for(self, seconds: float, planned: float) -> None:
+        """As `Racer` says."""
+        start, slices = time.perf_counter(), max(self.seconds, seconds)
+        if self.step:
+            self._total = round(self.step * planned / slices)
+        self.unet.train()
+        while time.perf_counter() < start + seconds:
+            self._step()
+        self.loss = self._losses.mean()
+        self.seconds += time.perf_counter() - start
+
+    def _step(self) -> None:
+        device = self._accelerator.device
+        picked = torch.randint(len(self._images), (self._config.training.batch_size,), device=device)
+        is_mirrored = torch.rand(len(picked), 1, 1, 1, device=device) < 0.5
+        clean = torch.where(is_mirrored, self._images[picked].flip(-1), self._images[picked])
+        noise = torch.randn_like(clean)
+        t = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (len(clean),), device=device)
+        noisy = self.noise_scheduler.add_noise(clean, noise, t)
+        with self._accelerator.autocast():
+            output = self.unet(noisy, t).sample
+        loss = F.mse_loss(output.float(), noise)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.optimizer.step()
+        self._schedule.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.unet.parameters())
+        self._losses.add(loss.detach())
+        self.step += 1
+        float(loss.detach())  # the example logs it at every step, and so waits for the device
+
+    def draw(self, num_images: int, steps: int) -> Tensor:
+        """As `Racer` says."""
+        self.ema.store(self.unet.parameters())
+        self.ema.copy_to(self.unet.parameters())
+        grid = sampler(self._config, steps, self._accelerator.device)
+        with self._accelerator.autocast():
+            images = sample_images(self.unet, grid, num_images, batch_size=512)
+        self.ema.restore(self.unet.parameters())
+        return images
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Racer` says."""
+        return {
+            "unet": self.unet.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "ema": self.ema.state_dict(),
+            "numbers": [self.step, self._total, self.seconds],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `Racer` says."""
+        self.unet.load_state_dict(state["unet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self.ema.load_state_dict(state["ema"])
+        self.step, self._total, self.seconds = state["numbers"]
