@@ -58,7 +58,9 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """float32 (N, `FEATURES`) of uint8 images, wherever they lie, a part at a time."""
         device = self.classes.weight.device
-        return torch.cat([self.eval()(part.to(device).float() / 127.5 - 1).float() for part in images.split(1000)])
+        return torch.cat(
+            [self.eval()(part.to(device).float() / 127.5 - 1).float() for part in torch.split(images, 1000)]
+        )
 
     def accuracy(self, data: ImageData) -> float:
         """The share of images whose class it tells."""
@@ -78,7 +80,8 @@ def trained_classifier(data: ImageData, device: torch.device, epochs: int) -> Cl
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=steps, pct_start=0.2)
     for _ in range(epochs):
-        for picked in torch.randperm(len(data), device=device)[: steps // epochs * BATCH_SIZE].split(BATCH_SIZE):
+        order = torch.randperm(len(data), device=device)[: steps // epochs * BATCH_SIZE]
+        for picked in torch.split(order, BATCH_SIZE):
             batch = F.pad(images[picked].float() / 127.5 - 1, (4, 4, 4, 4))
             top, left = torch.randint(9, (2,)).tolist()
             batch = batch[:, :, top : top + images.shape[2], left : left + images.shape[3]]

@@ -102,11 +102,11 @@ def best_ms(call: Callable[[], Any], rounds: int = 5, repeats: int = 5) -> float
     return min(timed(call, repeats) for _ in range(rounds))
 
 
-class _Traffic(TorchDispatchMode):
+class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes that each operation reads and writes, views and empty tensors apart."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -127,18 +127,19 @@ def demands(call: Callable[[], Any]) -> dict[str, float]:
     return {"tflop": counter.get_total_flops() / 1e12, "gb": traffic.bytes / 1e9}
 
 
-def kernels(call: Callable[[], Any], most: int = 14) -> list[dict[str, Any]]:
-    """The kernels that take the most of a call: name, milliseconds, share, and how often; nothing on a CPU."""
+def kernels(call: Callable[[], Any], most: int = 14) -> dict[str, Any]:
+    """How long the device is busy in a call, and with what: the longest kernels; nothing on a CPU."""
     if not torch.cuda.is_available():
-        return []
+        return {}
     timed(call, 2)
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
         timed(call)
     times: dict[str, tuple[float, int]] = {}
     for event in profiler.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             total, count = times.get(event.name, (0.0, 0))
             times[event.name] = total + event.self_device_time_total / 1000, count + 1
     whole = sum(ms for ms, _ in times.values())
     first = sorted(times.items(), key=lambda item: -item[1][0])[:most]
-    return [{"kernel": name[:100], "ms": ms, "share": ms / whole, "count": count} for name, (ms, count) in first]
+    longest = [{"kernel": name[:160], "ms": ms, "share": ms / whole, "count": count} for name, (ms, count) in first]
+    return {"busy_ms": whole, "count": sum(count for _, count in times.values()), "kernels": longest}

@@ -1,10 +1,12 @@
 """Our UNet and diffusers' UNet2DModel of the same weights at CIFAR-10's configuration: time, memory and the roofline.
 
 Called in turn, medians, and the median of the rounds' own ratios: below 1 is faster than diffusers. A training step is
-forward, with dropout, and backward. "tuned" lets cuDNN try its algorithms first (torch.backends.cudnn.benchmark). The
-shares are of what this device reached in the same run: "arithmetic" is the operations of a step's convolutions and
+forward, with dropout, and backward. "tuned" lets cuDNN try its algorithms first (torch.backends.cudnn.benchmark); "half
+norms" is an experiment, in which our norms stay in bfloat16 where autocast has them in float32.
+
+The shares are of what this device reached in the same run: "arithmetic" is the operations of a step's convolutions and
 products over the rate of one large product, "memory" the bytes of all its operations, each on its own as in eager mode,
-over the rate of one large copy. What neither share accounts for is waiting.
+over the rate of one large copy. What neither share accounts for is waiting, and copies between layouts inside cuDNN.
 """
 
 import statistics
@@ -33,19 +35,24 @@ from benchmarks.gpu.sizes import Sizes
 from benchmarks.measure import in_turn, ratio_cell, ratio_of
 from benchmarks.record import Record, table
 from ddpm_hf import UNet2DModel
+from ddpm_hf.models.fused import ActivatedGroupNorm, _NormSiLU
 
 EAGER = ("eager", "channels_last")
+TRIED = ("half norms",)
+"""What the package does not do: our norms stay in bfloat16 under autocast, which has them in float32."""
 
 
 def cells(sizes: Sizes) -> list[tuple[str, int, str, str]]:
     """(precision, batch size, what, variant), what matters most first: compiling takes a minute each."""
     first, *others = sizes.batches
-    training, forward = CALLS
+    training, inference = CALLS
     compiled = ("compiled", "compiled channels_last")
     found = [("bf16", size, what, how) for size in sizes.batches for what in CALLS for how in EAGER]
-    found += [("bf16", first, training, how) for how in (*compiled, "tuned", "channels_last tuned")]
+    found += [("bf16", first, training, how) for how in (*TRIED, "tuned", "channels_last tuned")]
+    found += [("bf16", first, inference, how) for how in TRIED]
     found += [("tf32", first, what, how) for what in CALLS for how in EAGER]
-    found += [("bf16", first, forward, how) for how in compiled]
+    found += [("bf16", first, training, how) for how in compiled]
+    found += [("bf16", first, inference, how) for how in compiled]
     found += [("tf32", size, what, "eager") for size in others for what in CALLS]
     found += [("bf16", size, training, "compiled") for size in others]
     found += [("tf32", first, training, "compiled")]
@@ -63,7 +70,7 @@ def run(
     attempt({"part": "ceilings"}, partial(ceilings, sizes, device))
     config = list(sizes.networks.values())[-1]
     first = sizes.batches[0]
-    longest = {True: 0.0, False: 0.0}
+    longest = {True: sizes.compile_seconds, False: 0.0}
     for kind, size, what, how in cells(sizes):
         key = {"part": "network", "precision": kind, "batch": size, "what": what, "variant": how}
         is_compiled = how.startswith("compiled")
@@ -90,7 +97,18 @@ def networks(config: dict[str, Any], device: torch.device, how: str, compiler: s
         unet.to(device, memory_format=torch.channels_last if "channels_last" in how else torch.contiguous_format)
         if how.startswith("compiled"):
             unet.compile(backend=compiler)
+    for module in ours.modules():
+        if how == "half norms" and isinstance(module, ActivatedGroupNorm):
+            module.forward = partial(half_norm, module)  # type: ignore[method-assign]
     return {"ours": ours, "theirs": theirs}
+
+
+def half_norm(norm: ActivatedGroupNorm, x: Tensor) -> Tensor:
+    """Norm and SiLU in x's own precision, whatever autocast says."""
+    with torch.autocast(x.device.type, enabled=False):
+        weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+        found: Tensor = _NormSiLU.apply(x, weight, bias, norm.num_groups, norm.eps)  # type: ignore[no-untyped-call]
+    return found
 
 
 def compared(
@@ -155,7 +173,7 @@ def kernels_of(config: dict[str, Any], device: torch.device, size: int, who: str
     x = torch.randn(size, config["in_channels"], side, side, device=device)
     t = torch.randint(1000, (size,), device=device)
     with precision("bf16"):
-        return {"kernels": kernels(partial(training_step, unet, x, t, "bf16"))}
+        return kernels(partial(training_step, unet, x, t, "bf16"))
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -180,7 +198,10 @@ def report(rows: list[dict[str, Any]]) -> str:
     parts.append(table([*keys[:3], "whose", "TFLOP", "GB", "arithmetic", "memory"], shares))
     for row in rows:
         if row["part"] == "kernels" and row.get("kernels"):
-            parts.append(f"The longest kernels of a training step of {row['who']}, eager, bf16, batch {row['batch']}:")
+            parts.append(
+                f"The longest of the {row['count']:,} kernels of a training step of {row['who']}, eager, bf16, batch "
+                f"{row['batch']}; together they take {row['busy_ms']:.1f} ms:"
+            )
             cells = [[f"`{k['kernel'][:72]}`", k["count"], k["ms"], f"{k['share']:.0%}"] for k in row["kernels"]]
             parts.append(table(["kernel", "times", "ms", "share"], cells))
     return "\n\n".join(parts)

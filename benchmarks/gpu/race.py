@@ -26,7 +26,7 @@ from benchmarks.record import Record, table
 from ddpm_hf.images import image_grid, save_png
 from ddpm_hf.metrics import frechet_distance
 
-PROBE = 512
+PROBE = 256
 """Images drawn first, to know what drawing costs."""
 SAVING = 5.0
 """Seconds kept for writing."""

@@ -33,17 +33,19 @@ RECIPE = Path(__file__).parents[2] / "configs" / "train" / "cifar10.yaml"
 
 
 class Racer(Protocol):
-    """One that is trained for a while, draws of its averaged weights, and can be put away and taken up again."""
+    """One that is trained for a while, draws of its averaged weights, and can be put away and taken up again.
+
+    Attributes:
+        seconds: of training so far.
+        loss: mean of the last slice's losses.
+    """
 
     seconds: float
+    loss: float
 
     @property
     def step(self) -> int:
         """Steps taken."""
-
-    @property
-    def loss(self) -> float:
-        """Mean of the last slice's losses."""
 
     def train_for(self, seconds: float, planned: float) -> None:
         """Take steps for so long, of a race of so many seconds for this one."""
@@ -170,7 +172,7 @@ class Recipe:
         self.state.step, self.state.ema.num_updates, self.seconds = state["numbers"]
 
 
-class Plain(PlainLoop):
+class Plain:
     """diffusers' parts as its unconditional example puts them together, with its learning rate and warm-up.
 
     Its images, random flips and timesteps are on the device already, which spares it the example's loader. The cosine
@@ -188,12 +190,12 @@ class Plain(PlainLoop):
         unet = diffusers.UNet2DModel(**model).to(accelerator.device)
         images = from_uint8(data.images).to(accelerator.device)
         batch_size = config.training.batch_size
-        super().__init__(unet, images, 1, batch_size, LEARNING_RATE, WARMUP_STEPS)
+        self._loop = PlainLoop(unet, images, 1, batch_size, LEARNING_RATE, WARMUP_STEPS)
         self._config, self._accelerator, self._images = config, accelerator, images
         self._total = 10 * WARMUP_STEPS
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._loop.optimizer, self._factor)
         self._losses = _Losses()
-        self.step, self.loss = 0, math.nan
+        self.step, self.seconds, self.loss = 0, 0.0, math.nan
 
     def _factor(self, step: int) -> float:
         if step < WARMUP_STEPS:
@@ -206,7 +208,7 @@ class Plain(PlainLoop):
         start, slices = time.perf_counter(), max(self.seconds, seconds)
         if self.step:
             self._total = round(self.step * planned / slices)
-        self.unet.train()
+        self._loop.unet.train()
         while time.perf_counter() < start + seconds:
             self._step()
         self.loss = self._losses.mean()
@@ -218,45 +220,45 @@ class Plain(PlainLoop):
         is_mirrored = torch.rand(len(picked), 1, 1, 1, device=device) < 0.5
         clean = torch.where(is_mirrored, self._images[picked].flip(-1), self._images[picked])
         noise = torch.randn_like(clean)
-        t = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (len(clean),), device=device)
-        noisy = self.noise_scheduler.add_noise(clean, noise, t)
+        t = torch.randint(0, self._loop.noise_scheduler.config.num_train_timesteps, (len(clean),), device=device)
+        noisy = self._loop.noise_scheduler.add_noise(clean, noise, t)
         with self._accelerator.autocast():
-            output = self.unet(noisy, t).sample
+            output = self._loop.unet(noisy, t).sample
         loss = F.mse_loss(output.float(), noise)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
-        self.optimizer.step()
+        torch.nn.utils.clip_grad_norm_(self._loop.unet.parameters(), 1.0)
+        self._loop.optimizer.step()
         self._schedule.step()
-        self.optimizer.zero_grad()
-        self.ema.step(self.unet.parameters())
+        self._loop.optimizer.zero_grad()
+        self._loop.ema.step(self._loop.unet.parameters())
         self._losses.add(loss.detach())
         self.step += 1
         float(loss.detach())  # the example logs it at every step, and so waits for the device
 
     def draw(self, num_images: int, steps: int) -> Tensor:
         """As `Racer` says."""
-        self.ema.store(self.unet.parameters())
-        self.ema.copy_to(self.unet.parameters())
+        self._loop.ema.store(self._loop.unet.parameters())
+        self._loop.ema.copy_to(self._loop.unet.parameters())
         grid = sampler(self._config, steps, self._accelerator.device)
         with self._accelerator.autocast():
-            images = sample_images(self.unet, grid, num_images, batch_size=512)
-        self.ema.restore(self.unet.parameters())
+            images = sample_images(self._loop.unet, grid, num_images, batch_size=512)
+        self._loop.ema.restore(self._loop.unet.parameters())
         return images
 
     def state_dict(self) -> dict[str, Any]:
         """As `Racer` says."""
         return {
-            "unet": self.unet.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "unet": self._loop.unet.state_dict(),
+            "optimizer": self._loop.optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "ema": self.ema.state_dict(),
+            "ema": self._loop.ema.state_dict(),
             "numbers": [self.step, self._total, self.seconds],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As `Racer` says."""
-        self.unet.load_state_dict(state["unet"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._loop.unet.load_state_dict(state["unet"])
+        self._loop.optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        self.ema.load_state_dict(state["ema"])
+        self._loop.ema.load_state_dict(state["ema"])
         self.step, self._total, self.seconds = state["numbers"]

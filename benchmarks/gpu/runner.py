@@ -5,6 +5,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def gpu() -> dict[str, Any]:
         "gpu": of_gpu.name,
         "gpu_memory_gib": round(of_gpu.total_memory / 2**30),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
 
 
@@ -84,14 +85,19 @@ def measure(arguments: argparse.Namespace, record: Record, ends: dict[str, float
         end = ends[name]
         with Guarded({"part": "error", "in": name}, record):
             if name == "network":
-                network.run(sizes, device, record, attempt, lambda needed, end=end: time.perf_counter() + needed < end)
+                network.run(sizes, device, record, attempt, partial(is_left, end))
             elif name == "race":
                 state = arguments.state or arguments.output / "state"
                 race.run(sizes, device, record, attempt, arguments.data, arguments.output, state, end)
             else:
-                PARTS[name].run(sizes, device, record, attempt)  # type: ignore[attr-defined]
+                PARTS[name].run(sizes, device, record, attempt)
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def is_left(end: float, seconds: float) -> bool:
+    """Whether there are so many seconds until the end."""
+    return time.perf_counter() + seconds < end
 
 
 class Guarded:

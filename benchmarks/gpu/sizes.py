@@ -25,6 +25,7 @@ class Sizes:
         rounds: of two things in turn.
         round_seconds: that a round of one thing should take.
         compiler: backend of torch.compile.
+        compile_seconds: that two networks take at first.
         product: side of the matrices whose product is the ceiling of arithmetic.
         copied: bytes of the copy that is the ceiling of memory.
         sampling: (batch size, steps) of each measured pipeline call.
@@ -44,6 +45,7 @@ class Sizes:
     rounds: int
     round_seconds: float
     compiler: str
+    compile_seconds: float
     product: int
     copied: int
     sampling: tuple[tuple[int, int], ...]
@@ -64,6 +66,7 @@ FULL = Sizes(
     rounds=5,
     round_seconds=0.2,
     compiler="inductor",
+    compile_seconds=110.0,
     product=8192,
     copied=2**32,
     sampling=((64, 20), (512, 20)),
@@ -71,7 +74,7 @@ FULL = Sizes(
     race_batch=128,
     classifier_epochs=12,
     images=50_000,
-    drawn=2048,
+    drawn=1024,
     steps=50,
     slices=8,
 )
@@ -83,6 +86,7 @@ TINY = Sizes(
     rounds=1,
     round_seconds=0.0,
     compiler="eager",
+    compile_seconds=0.0,
     product=128,
     copied=2**20,
     sampling=((2, 2),),
