@@ -1,11 +1,11 @@
 """The two that race: the recipe of configs/train/cifar10.yaml, and a plain loop of diffusers' parts."""
 
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import diffusers
@@ -15,18 +15,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from benchmarks.plain_loop import LEARNING_RATE, WARMUP_STEPS, PlainLoop
-from ddpm_hf import DDIMScheduler, DDPMScheduler, UNet2DModel
+from ddpm_hf import DDIMScheduler, DDPMScheduler
 from ddpm_hf.command_line import parse_config
-from ddpm_hf.data.batches import Batches
 from ddpm_hf.data.sources import ImageData
-from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
 from ddpm_hf.images import from_uint8
-from ddpm_hf.randomness import seed_from
-from ddpm_hf.sampling.denoising import sample_images
-from ddpm_hf.training.checkpoints import TrainingState
-from ddpm_hf.training.ema import EMA
-from ddpm_hf.training.optimization import make_optimizer, objective_of, prepare_network
+from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
+from ddpm_hf.training.log import read_log
+from ddpm_hf.training.run import Run
 from ddpm_hf.training.settings import Config
+from ddpm_hf.training.setup import build
 from train_accelerate import train
 
 RECIPE = Path(__file__).parents[2] / "configs" / "train" / "cifar10.yaml"
@@ -91,6 +88,19 @@ class _Losses:
         return found
 
 
+class _TimedRun(Run):
+    """A run that takes no further step after a moment."""
+
+    until = 0.0
+
+    def steps(self) -> Iterator[Any]:
+        """Those until then."""
+        for found in super().steps():
+            yield found
+            if time.perf_counter() >= self.until:
+                return
+
+
 class Recipe:
     """The loop of train_accelerate.py itself, with its batches, objective, optimizer and averages.
 
@@ -101,30 +111,14 @@ class Recipe:
     """
 
     def __init__(self, config: Config, data: ImageData, accelerator: Accelerator) -> None:
-        training = config.training
-        torch.manual_seed(seed_from("weights", config.seed))
-        unet = UNet2DModel(**config.model)
-        scheduler = DDPMScheduler(**config.diffusion)
-        timesteps = timestep_sampler(training.timestep_sampling, len(scheduler), training.batch_size)
-        prepare_network(unet, training)
-        model, optimizer = accelerator.prepare(unet, make_optimizer(unet.parameters(), training))
-        self.state = TrainingState(unet, optimizer, EMA(unet.parameters(), training.ema_decays), timesteps)
-        self._batches = Batches(
-            data, training.batch_size, timesteps, config.seed, config.data.random_flip, False, accelerator
+        self._folder = tempfile.TemporaryDirectory()
+        training = replace(config.training, checkpoint_every=None, sample_every=None, log_every=10)
+        evaluation = replace(config.evaluation, extractor=None, every=None)
+        config = replace(
+            config, output_dir=Path(self._folder.name), training=training, evaluation=evaluation, quiet=True
         )
-        self._log = _Losses()
-        self._run: Any = SimpleNamespace(
-            config=config,
-            accelerator=accelerator,
-            model=model,
-            state=self.state,
-            scheduler=scheduler,
-            objective=objective_of(scheduler, training),
-            batches=self._batches,
-            log=self._log,
-            steps=self._steps,
-        )
-        self._until = 0.0
+        self._run = _TimedRun(build(config, accelerator, data))
+        self.state = self._run.state
         self.seconds, self.loss = 0.0, math.nan
 
     @property
@@ -132,25 +126,20 @@ class Recipe:
         """Steps taken."""
         return self.state.step
 
-    def _steps(self) -> Iterator[Any]:
-        for found in self._batches.of_steps(self.state.step, self._run.config.training.steps):
-            yield found
-            if time.perf_counter() >= self._until:
-                return
-
     def train_for(self, seconds: float, planned: float) -> None:
         """As `Racer` says."""
         start = time.perf_counter()
-        self._until = start + seconds
+        self._run.until = start + seconds
         train(self._run)
-        self.loss = self._log.mean()
+        self.loss = read_log(self._run.folder / "metrics.jsonl")[-1]["loss"] if self.step >= 10 else math.nan
         self.seconds += time.perf_counter() - start
 
     def draw(self, num_images: int, steps: int) -> Tensor:
         """As `Racer` says."""
         unet = self.state.unet
         with self.state.ema.averaged_weights():
-            return sample_images(unet, sampler(self._run.config, steps, unet.device), num_images, batch_size=512)
+            grid = sampler(self._run.config, steps, unet.device)
+            return sample_images(unet, grid, range(num_images), SamplingOptions(batch_size=512))
 
     def state_dict(self) -> dict[str, Any]:
         """As `Racer` says."""
@@ -241,7 +230,7 @@ class Plain:
         self._loop.ema.copy_to(self._loop.unet.parameters())
         grid = sampler(self._config, steps, self._accelerator.device)
         with self._accelerator.autocast():
-            images = sample_images(self._loop.unet, grid, num_images, batch_size=512)
+            images = sample_images(self._loop.unet, grid, range(num_images), SamplingOptions(batch_size=512))
         self._loop.ema.restore(self._loop.unet.parameters())
         return images
 

@@ -79,8 +79,13 @@ class Setup:
         return self.scheduler.denoiser.without_restriction().of(network_of(self.model))
 
 
-def build(config: Config, accelerator: Accelerator) -> Setup:
+def build(config: Config, accelerator: Accelerator, data: ImageSource | None = None) -> Setup:
     """Build the parts of a run and check that they fit together; nothing is written but caches.
+
+    Args:
+        config: All settings.
+        accelerator: The processes.
+        data: Images at hand, in place of those that the settings name.
 
     Raises:
         ValueError: settings, data, launcher or checkpoint do not go together.
@@ -89,7 +94,7 @@ def build(config: Config, accelerator: Accelerator) -> Setup:
     if not show_progress:
         datasets.disable_progress_bars()
     place, notes = environment(accelerator), differences_from_launcher(accelerator)
-    data = load_image_data(config.data, show_progress)
+    data = data or load_image_data(config.data, show_progress)
     torch.manual_seed(seed_from("weights", config.seed))
     unet = UNet2DModel(**config.model)
     scheduler = DDPMScheduler(**config.diffusion)
