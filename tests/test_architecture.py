@@ -28,11 +28,11 @@ ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "unet": {"models"},
     "sampling": {"diffusion", "images", "randomness", "schedulers"},
-    "hub": set(),
+    "metrics": {"diffusion", "images", "randomness"},
+    "hub": {"metrics"},  # the names of scores
     "pipeline": {"hub", "images", "models", "randomness", "sampling", "schedulers"},
     "__init__": {"diffusion", "models", "pipeline", "schedulers"},
     "data": {"diffusion", "images", "randomness", "settings"},
-    "metrics": {"diffusion", "images", "randomness"},
     "assets": {"data", "images", "metrics"},
     "conversion": {"diffusion", "manifest", "models", "pipeline", "schedulers"},
     "training": {
