@@ -22,7 +22,7 @@ from ddpm_hf import DDPMCustomPipeline, DDPMScheduler
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images
-from ddpm_hf.metrics.bits_per_dim import bits_per_dim
+from ddpm_hf.metrics.bits_per_dim import Likelihood, bits_per_dim
 from ddpm_hf.training.log import read_log
 from ddpm_hf.training.run import Run
 from ddpm_hf.training.setup import build
@@ -90,7 +90,7 @@ def measure(variant: str, seed: int, steps: int, accelerator: Accelerator) -> di
 def bits_of(pipe: Any) -> float:
     """Of the held-out digits."""
     images = load_cached_images(DataConfig(split="test")).images
-    return bits_per_dim(pipe, images, method="estimate", timesteps_per_image=20).mean
+    return bits_per_dim(pipe, images, Likelihood("estimate", timesteps_per_image=20)).mean
 
 
 def report(rows: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from ddpm_hf.data.sources import ImageData
 from ddpm_hf.manifest import weights_hash
-from ddpm_hf.metrics.bits_per_dim import bits_per_dim
+from ddpm_hf.metrics.bits_per_dim import Likelihood, bits_per_dim
 from ddpm_hf.metrics.evaluation import Score
 from ddpm_hf.metrics.figures import save_bound
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
@@ -68,10 +68,10 @@ def score_model(
     found = bits_per_dim(
         pipe,
         torch.as_tensor(reference.images),
-        accelerator,
-        method,
-        batch_size=batch_size,
+        Likelihood(method),
         class_labels=labels,
+        accelerator=accelerator,
+        batch_size=batch_size,
         show_progress=show_progress,
     )
     if accelerator.is_main_process:

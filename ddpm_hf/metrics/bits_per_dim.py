@@ -20,6 +20,37 @@ from ddpm_hf.randomness import random_stream
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """How bits per dimension are computed.
+
+    * `bound`: every term of the variational bound, one noise for each (Ho et al. 2020, eq. 5): T passes per image.
+    * `estimate`: L_T, L_0 and some of the other terms at random, unbiased: 1 + `timesteps_per_image` passes.
+    * `ode`: the likelihood of the probability-flow ODE: about 2 `num_steps` passes with gradients. See `ode_nats`.
+
+    Args:
+        method: one of `METHODS`.
+        timesteps_per_image: how many other terms `estimate` draws for each image.
+        num_steps: of `ode`; a model with fewer timesteps takes all of those.
+        seed: all that is random about image i follows from (seed, i).
+
+    Raises:
+        ValueError: for an unknown method or a number below 1.
+    """
+
+    method: str = "bound"
+    timesteps_per_image: int = 10
+    num_steps: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method={self.method!r} is not known; use one of {', '.join(METHODS)}.")
+        for name in ("timesteps_per_image", "num_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+
+
+@dataclass(frozen=True)
 class BitsPerDim:
     """Of each image, in float64.
 
@@ -66,74 +97,58 @@ def denoiser_in_float64(pipe: Any) -> Denoiser:
 def bits_per_dim(
     pipe: Any,
     images: Tensor,
-    accelerator: Accelerator | None = None,
-    method: str = "bound",
+    likelihood: Likelihood = Likelihood(),
     *,
-    seed: int = 0,
-    batch_size: int = 128,
     class_labels: Tensor | None = None,
-    timesteps_per_image: int = 10,
-    num_steps: int = 100,
+    accelerator: Accelerator | None = None,
+    batch_size: int = 128,
     show_progress: bool = False,
 ) -> BitsPerDim:
     """The code length of images under a model, shared out over all processes.
 
-    * `bound`: every term of the variational bound, one noise for each (Ho et al. 2020, eq. 5): T passes per image.
-    * `estimate`: L_T, L_0 and some of the other terms at random, unbiased: 1 + `timesteps_per_image` passes.
-    * `ode`: the likelihood of the probability-flow ODE: about 2 `num_steps` passes with gradients. See `ode_nats`.
-
     Args:
         pipe: a DDPMCustomPipeline with a scheduler of ours; its network on the accelerator's device.
         images: uint8 (N, C, H, W), the same on every process.
-        accelerator: its processes share the work; None for this process alone.
-        method: one of `METHODS`.
-        seed: of all that is random; image i depends on (seed, i) alone.
-        batch_size: images computed at once.
+        likelihood: how it is computed.
         class_labels: int64 (N,), for a class-conditional network.
-        timesteps_per_image: of `estimate`.
-        num_steps: of `ode`; of a model with fewer timesteps, all of those.
+        accelerator: its processes share the work; None for this process alone.
+        batch_size: images computed at once.
         show_progress: a bar with rate and ETA, for one process.
 
     Returns:
         The same on every process.
 
     Raises:
-        ValueError: for an unknown method, or images or numbers that do not fit the model.
+        ValueError: for images that do not fit the model.
     """
     denoiser = denoiser_in_float64(pipe)
     total = denoiser.diffusion.num_train_timesteps
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is not known; use one of {', '.join(METHODS)}.")
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
         raise ValueError(
             f"bits per dimension are those of uint8 images, (N, C, H, W), N >= 1; these are {tuple(images.shape)} of "
             f"{str(images.dtype).removeprefix('torch.')}."
         )
-    for name, number in (("timesteps_per_image", timesteps_per_image), ("num_steps", num_steps)):
-        if number < 1:
-            raise ValueError(f"{name}={number} must be at least 1.")
-
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = accelerator.device if accelerator else torch.device("cpu")
-    results = torch.zeros(len(images), total + 1 if method == "bound" else 1, dtype=torch.float64)
+    results = torch.zeros(len(images), total + 1 if likelihood.method == "bound" else 1, dtype=torch.float64)
     was_training = pipe.unet.training
     pipe.unet.eval()
     starts = range(rank * batch_size, len(images), processes * batch_size)
     for start in tqdm(starts, desc="bits/dim", unit="batch", disable=not show_progress, leave=False):
         stop = min(start + batch_size, len(images))
         x_0 = images[start:stop].cpu().double() / 127.5 - 1
-        streams = [random_stream("likelihood", seed, index) for index in range(start, stop)]
+        streams = [random_stream("likelihood", likelihood.seed, index) for index in range(start, stop)]
         labels = None if class_labels is None else class_labels[start:stop]
-        if method == "bound":
+        if likelihood.method == "bound":
             results[start:stop] = bound_terms(denoiser, x_0, streams, labels)
-        elif method == "estimate":
-            results[start:stop, 0] = bound_estimate(denoiser, x_0, streams, labels, timesteps_per_image)
+        elif likelihood.method == "estimate":
+            results[start:stop, 0] = bound_estimate(denoiser, x_0, streams, labels, likelihood.timesteps_per_image)
         else:
             dequantised = x_0 + (drawn(streams, x_0, np.random.Generator.random) - 0.5) / 127.5
-            nats = ode_nats(denoiser, dequantised, streams, labels, num_steps)
+            nats = ode_nats(denoiser, dequantised, streams, labels, likelihood.num_steps)
             # A level's probability is the density at it times its width of 2/255.
             results[start:stop, 0] = nats / math.log(2) / x_0[0].numel() + math.log2(127.5)
     pipe.unet.train(was_training)
     if accelerator is not None and processes > 1:
         results = accelerator.reduce(results.to(device), reduction="sum").cpu()
-    return BitsPerDim(results.sum(dim=1), results if method == "bound" else None)
+    return BitsPerDim(results.sum(dim=1), results if likelihood.method == "bound" else None)

@@ -1,6 +1,7 @@
 """Bits per dimension: closed forms on Gaussian data, and the same figure whatever the batch and the processes."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.likelihood import bound_estimate, bound_terms, ode_nats
 from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
 from ddpm_hf.diffusion.process import GaussianDiffusion
-from ddpm_hf.metrics.bits_per_dim import bits_per_dim
+from ddpm_hf.metrics.bits_per_dim import Likelihood, bits_per_dim
 from ddpm_hf.metrics.figures import save_bound
 from ddpm_hf.randomness import random_stream
 from tests.runs import start_processes_of
@@ -121,18 +122,18 @@ IMAGES = torch.randint(256, (7, 1, 8, 8), generator=torch.Generator().manual_see
 @pytest.mark.parametrize("out_channels", [1, 2])
 def test_an_untrained_network_gives_finite_bits_that_do_not_depend_on_the_batch(method: str, out_channels: int) -> None:
     pipe = make_pipe(out_channels=out_channels)
-    options: dict[str, Any] = {"method": method, "num_steps": 5, "timesteps_per_image": 3}
-    whole = bits_per_dim(pipe, IMAGES, **options)
+    likelihood = Likelihood(method, timesteps_per_image=3, num_steps=5)
+    whole = bits_per_dim(pipe, IMAGES, likelihood)
     assert whole.values.shape == (7,)
     assert whole.values.isfinite().all()
     assert whole.values.min() > 0
     assert pipe.unet.training, "measuring leaves the network as it was"
     for batch_size in (1, 3):
-        other = bits_per_dim(pipe, IMAGES, batch_size=batch_size, **options)
+        other = bits_per_dim(pipe, IMAGES, likelihood, batch_size=batch_size)
         torch.testing.assert_close(other.values, whole.values, rtol=1e-4, atol=0)
-    again = bits_per_dim(pipe, IMAGES[:3], **options)
+    again = bits_per_dim(pipe, IMAGES[:3], likelihood)
     torch.testing.assert_close(again.values, whole.values[:3], rtol=1e-4, atol=0)
-    assert not torch.equal(bits_per_dim(pipe, IMAGES, seed=1, **options).values, whole.values)
+    assert not torch.equal(bits_per_dim(pipe, IMAGES, replace(likelihood, seed=1)).values, whole.values)
     assert whole.mean == pytest.approx(float(whole.values.mean()))
     assert whole.standard_error == pytest.approx(float(whole.values.std()) / math.sqrt(7))
 
@@ -142,7 +143,7 @@ def test_the_terms_of_the_bound_add_up() -> None:
     assert result.terms is not None
     assert result.terms.shape == (7, 13)
     torch.testing.assert_close(result.terms.sum(dim=1), result.values)
-    assert bits_per_dim(make_pipe(), IMAGES, method="estimate").terms is None
+    assert bits_per_dim(make_pipe(), IMAGES, Likelihood("estimate")).terms is None
 
 
 def test_clipping_is_the_schedulers_own() -> None:
@@ -173,7 +174,9 @@ def test_classes_go_with_their_images() -> None:
 def measure(folder: str) -> None:
     accelerator = Accelerator(cpu=True)
     for method in ("bound", "estimate", "ode"):
-        result = bits_per_dim(make_pipe(), IMAGES, accelerator, method, batch_size=2, num_steps=5)
+        result = bits_per_dim(
+            make_pipe(), IMAGES, Likelihood(method, num_steps=5), accelerator=accelerator, batch_size=2
+        )
         torch.save(result.values, f"{folder}/{method}_{accelerator.num_processes}_{accelerator.process_index}.pt")
 
 
@@ -191,14 +194,14 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
 def test_bad_input() -> None:
     pipe = make_pipe()
     with pytest.raises(ValueError, match="method='elbo' is not known; use one of bound, estimate, ode"):
-        bits_per_dim(pipe, IMAGES, method="elbo")
+        Likelihood("elbo")
     with pytest.raises(ValueError, match=r"uint8 images, \(N, C, H, W\), N >= 1; these are \(7, 1, 8, 8\) of float32"):
         bits_per_dim(pipe, IMAGES.float())
     euler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match="of ddpm_hf, and this pipeline has a EulerDiscreteScheduler"):
         bits_per_dim(DDPMCustomPipeline(pipe.unet, euler), IMAGES)
     with pytest.raises(ValueError, match="timesteps_per_image=0 must be at least 1"):
-        bits_per_dim(pipe, IMAGES, method="estimate", timesteps_per_image=0)
+        Likelihood("estimate", timesteps_per_image=0)
 
 
 def test_the_plot_of_the_terms_is_a_picture(tmp_path: Path) -> None:
