@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
-from ddpm_hf.diffusion.denoiser import Guided, Network
+from ddpm_hf.diffusion.denoiser import Guided, Network, split_variance
 from ddpm_hf.images import to_uint8
 from ddpm_hf.randomness import generators_of
 from ddpm_hf.sampling.samplers import check_start
@@ -64,6 +65,11 @@ def image_shape(unet: Any) -> tuple[int, int, int]:
 def network_of(unet: Any) -> Network:
     """The UNet as a function (x_t, t, class labels) -> output."""
     return lambda x_t, t, class_labels: unet(x_t, t, class_labels).sample
+
+
+def without_variance(network: Network) -> Network:
+    """The network without the channels of a learned variance, which no scheduler of diffusers but DDPM's reads."""
+    return lambda x_t, t, class_labels: split_variance(network(x_t, t, class_labels), x_t)[0]
 
 
 def no_class_of(unet: Any) -> int:
@@ -127,6 +133,8 @@ def denoise(
         network = Guided(network, guidance_scale, no_class_of(unet))
     if isinstance(scheduler, GaussianScheduler):
         network = scheduler.denoiser.of(network).output
+    elif not isinstance(scheduler, DDPMScheduler):
+        network = without_variance(network)
     x_t = x_t * scheduler.init_noise_sigma
     for i, t in enumerate(scheduler.timesteps):
         model_input = scheduler.scale_model_input(x_t, t)

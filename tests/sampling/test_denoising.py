@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -89,19 +90,15 @@ def test_guidance_goes_for_the_image_and_leaves_the_variance_of_the_class() -> N
             output = labels.float().view(-1, 1, 1, 1).expand(-1, 2, 2, 2)  # the label, as prediction and as variance
             return SimpleNamespace(sample=output)
 
-    class Scheduler:
-        timesteps = torch.tensor([5])
-        init_noise_sigma = 1.0
-
-        def scale_model_input(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return x
-
+    class Scheduler(diffusers.DDPMScheduler):  # type: ignore[misc]  # diffusers is untyped
         def step(self, model_output: torch.Tensor, t: torch.Tensor, x: torch.Tensor) -> Any:
             asked.append(model_output)
             return SimpleNamespace(prev_sample=x)
 
     x = torch.zeros(2, 1, 2, 2)
-    denoise(Network(), Scheduler(), x, SamplingOptions(guidance_scale=3.0), class_labels=torch.tensor([0, 2]))
+    denoise(
+        Network(), with_grid(Scheduler(), 1), x, SamplingOptions(guidance_scale=3.0), class_labels=torch.tensor([0, 2])
+    )
     (output,) = asked
     assert output[:, 0, 0, 0].tolist() == [3 + 3 * (0 - 3), 3 + 3 * (2 - 3)]
     assert output[:, 1, 0, 0].tolist() == [0, 2]

