@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         *("sampling", "schedulers", "settings"),
     },
     "command_line": {"settings", "training"},
-    "toy": {"command_line", "diffusion", "schedulers", "settings"},
+    "toy": {"command_line", "diffusion", "sampling", "schedulers", "settings"},
     "cli": {
         *("command_line", "conversion", "data", "diffusion", "hub", "images", "launch", "manifest", "metrics"),
         *("pipeline", "sampling", "settings", "training"),

@@ -38,7 +38,7 @@ class SampleConfig:
         guidance_scale: Classifier-free guidance; 1 is none.
         batch_size: Images computed at once by each process.
         show: Pictures of a few images in place of the images: denoising (a strip and a GIF of x_t and the predicted
-            x_0), interpolation (by ddim, from each seed's noise to the next one's) or grid.
+            x_0), interpolation (from each seed's noise to the next one's, by a sampler without noise) or grid.
         format: png (a file each), npz (one file as ADM's) or parquet (a data set for load_dataset).
         revision: Branch, tag or commit of a model on the Hub.
         push_to_hub: OWNER/NAME of a data set on the Hub that the images become; for parquet.

@@ -108,8 +108,8 @@ if TYPE_CHECKING:
     TimestepSpacing = str
 else:
     SamplerName = Literal[tuple(SAMPLERS)]
-    """The type of a setting that names a sampler: the parser then knows the choices."""
-    TimestepSpacing = Literal[tuple(TIMESTEP_SPACINGS)]
+    """The type of a setting that names a sampler, so that a parser knows the choices."""
+    TimestepSpacing = Literal[TIMESTEP_SPACINGS]
 
 _OTHER_MODELS: Final = {
     "EDM": "networks with EDM's preconditioning",
@@ -132,9 +132,13 @@ ALPHA_BAR_REFUSED: Final = 0.9
 
 
 def check_sampler(
-    name: str, timestep_spacing: str | None = None, eta: float = 0.0, num_inference_steps: int | None = None
+    name: str,
+    timestep_spacing: str | None = None,
+    eta: float = 0.0,
+    num_inference_steps: int | None = None,
+    prediction_type: str | None = None,
 ) -> None:
-    """See that a sampler is known and takes these settings.
+    """See that a sampler is known, and right for these settings; None is one that is not known yet.
 
     Raises:
         ValueError: in one sentence.
@@ -143,9 +147,11 @@ def check_sampler(
         raise ValueError(f"the sampler {name!r} is not known; use one of {', '.join(SAMPLERS)}")
     row = SAMPLERS[name]
     if timestep_spacing is not None and timestep_spacing not in row.timestep_spacings:
+        having = [other for other, row in SAMPLERS.items() if timestep_spacing in row.timestep_spacings]
+        or_another = f", or the sampler {' or '.join(having)}" if having else ""
         raise ValueError(
             f"the sampler {name} has no timestep_spacing {timestep_spacing!r}; use one of "
-            f"{', '.join(row.timestep_spacings)}, or {_names('the sampler', timestep_spacing)}"
+            f"{', '.join(row.timestep_spacings)}{or_another}"
         )
     if num_inference_steps is not None and num_inference_steps < row.fewest_steps:
         raise ValueError(
@@ -153,13 +159,15 @@ def check_sampler(
             f"{num_inference_steps}; give more, or use another sampler"
         )
     if eta and not row.has_eta:
-        with_eta = ", ".join(other for other, row in SAMPLERS.items() if row.has_eta)
-        raise ValueError(f"the sampler {name} has no eta, and eta is {eta:g}; make it 0, or use the sampler {with_eta}")
-
-
-def _names(what: str, timestep_spacing: str) -> str:
-    having = [name for name, row in SAMPLERS.items() if timestep_spacing in row.timestep_spacings]
-    return f"{what} {' or '.join(having)}" if having else "another spacing"
+        having = [other for other, row in SAMPLERS.items() if row.has_eta]
+        raise ValueError(
+            f"the sampler {name} has no eta, and eta is {eta:g}; make it 0, or use the sampler {' or '.join(having)}"
+        )
+    if prediction_type is not None and prediction_type not in (row.prediction_types or [prediction_type]):
+        raise ValueError(
+            f"the sampler {name} is for models of prediction_type {', '.join(row.prediction_types or ())}, and this "
+            f"one has {prediction_type!r}; use the sampler ddim or ddpm"
+        )
 
 
 def make_scheduler(config: Mapping[str, Any], name: str, timestep_spacing: str | None = None) -> Any:
@@ -173,14 +181,8 @@ def make_scheduler(config: Mapping[str, Any], name: str, timestep_spacing: str |
     Raises:
         ValueError: if the sampler is unknown, or not right for the model's prediction type or the spacing.
     """
-    check_sampler(name, timestep_spacing)
+    check_sampler(name, timestep_spacing, prediction_type=config.get("prediction_type", "epsilon"))
     row = SAMPLERS[name]
-    prediction_type = config.get("prediction_type", "epsilon")
-    if row.prediction_types is not None and prediction_type not in row.prediction_types:
-        raise ValueError(
-            f"the sampler {name} is for models of prediction_type {', '.join(row.prediction_types)}, and this one has "
-            f"{prediction_type!r}; use the sampler ddim or ddpm"
-        )
     given = {} if timestep_spacing is None else {"timestep_spacing": timestep_spacing}
     return resolve_name(row.scheduler).from_config(config, **row.options, **given)
 

@@ -13,6 +13,7 @@ import math
 import sys
 from pkgutil import resolve_name
 from statistics import mean
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,12 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.losses import training_loss
-from ddpm_hf.schedulers.ddim import DDIMScheduler
+from ddpm_hf.diffusion.process import CLEAN
+from ddpm_hf.sampling.denoising import DEFAULT, step_options_of
+from ddpm_hf.sampling.samplers import check_start, make_scheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.toy.pictures import draw_animation, draw_strip
-from ddpm_hf.toy.settings import DATA, SCHEDULERS, ToyConfig
+from ddpm_hf.toy.settings import DATA, ToyConfig
 
 # Data: (number, generator) -> float32 (number, 2), of about unit variance, so that the noise has the data's size.
 
@@ -110,18 +113,22 @@ def train(config: ToyConfig, denoiser: Denoiser) -> Denoiser:
 
 
 @torch.no_grad()
-def sample(
-    config: ToyConfig, denoiser: Denoiser, scheduler: DDPMScheduler | DDIMScheduler
-) -> tuple[list[int], list[Tensor]]:
-    """Algorithm 2 of Ho et al. 2020, or DDIM: the times of the way back, down to -1, and the points at each."""
+def sample(config: ToyConfig, denoiser: Denoiser, scheduler: Any) -> tuple[list[int], list[Tensor]]:
+    """Algorithm 2 of Ho et al. 2020, or another sampler: the times of the way back, down to -1, and the points at each.
+
+    Points are as the network sees them: some samplers of diffusers go their way in other units.
+    """
     generator = torch.Generator().manual_seed(config.seed + 1)
     scheduler.set_timesteps(config.num_inference_steps)
-    times: list[int] = [*scheduler.timesteps.tolist(), -1]
-    points = [torch.randn(config.num_points, 2, generator=generator)]
-    for t in times[:-1]:
-        model_output = denoiser.output(points[-1], torch.full((config.num_points,), t))
-        points.append(scheduler.step(model_output, t, points[-1], generator=generator, return_dict=False)[0])
-    return times, points
+    check_start(scheduler)
+    options = step_options_of(scheduler, DEFAULT, generator)
+    x_t = torch.randn(config.num_points, 2, generator=generator) * scheduler.init_noise_sigma
+    points = []
+    for t in scheduler.timesteps:
+        points.append(scheduler.scale_model_input(x_t, t))
+        model_output = denoiser.output(points[-1], t.expand(config.num_points))
+        x_t = scheduler.step(model_output, t, x_t, **options).prev_sample
+    return [*(round(float(t)) for t in scheduler.timesteps), CLEAN], [*points, x_t]
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
@@ -140,14 +147,14 @@ def floor_of_energy_distance(x: Tensor) -> float:
 def run(config: ToyConfig) -> tuple[float, float]:
     """Train, sample and draw; (energy distance to held-out data, that of two sets of data on average)."""
     torch.set_num_threads(config.threads)
-    scheduler = resolve_name(SCHEDULERS[config.scheduler])(
+    model_scheduler = DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_schedule=config.beta_schedule,
         prediction_type=config.prediction_type,
         clip_sample=False,  # images lie in [-1, 1]; these points do not
     )
-    denoiser = train(config, scheduler.denoiser)
-    times, points = sample(config, denoiser, scheduler)
+    denoiser = train(config, model_scheduler.denoiser)
+    times, points = sample(config, denoiser, make_scheduler(model_scheduler.config, config.scheduler))
 
     generator = torch.Generator().manual_seed(config.seed + 2)
     points_of = resolve_name(DATA[config.data])
@@ -156,7 +163,7 @@ def run(config: ToyConfig) -> tuple[float, float]:
     floor = mean(map(floor_of_energy_distance, held_out))
 
     noise = torch.randn(config.num_points, 2, generator=generator)
-    forward = [scheduler.diffusion.q_sample(held_out[0], t, noise) for t in times]
+    forward = [denoiser.diffusion.q_sample(held_out[0], t, noise) for t in times]
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
     draw_strip(folder / "strip.png", times, points, forward)

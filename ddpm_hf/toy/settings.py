@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from ddpm_hf.diffusion.choices import NOISE_SCHEDULES, PREDICTION_TYPES
+from ddpm_hf.sampling.samplers import SamplerName, check_sampler
 from ddpm_hf.settings import check, check_seed
 
 DATA: Final = {
@@ -15,11 +16,6 @@ DATA: Final = {
     "two_moons": "ddpm_hf.toy.points:two_moons",
 }
 """Where the function of each set of points is, for `pkgutil.resolve_name`."""
-
-SCHEDULERS: Final = {
-    "ddim": "ddpm_hf.schedulers.ddim:DDIMScheduler",
-    "ddpm": "ddpm_hf.schedulers.ddpm:DDPMScheduler",
-}
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class ToyConfig:
         prediction_type: What the network learns: epsilon, sample, v_prediction or posterior_mean.
         beta_schedule: The noise schedule, such as linear or squaredcos_cap_v2.
         num_train_timesteps: T, the number of timesteps from data to noise.
-        scheduler: The sampler, ddim or ddpm.
+        scheduler: The sampler, as in ddpm-hf-sample.
         num_inference_steps: Steps of the sampler.
         num_points: Points to draw, and to compare with as many of the data.
         threads: CPU threads.
@@ -52,7 +48,7 @@ class ToyConfig:
     prediction_type: str = "epsilon"
     beta_schedule: str = "linear"
     num_train_timesteps: int = 1000
-    scheduler: str = "ddim"
+    scheduler: SamplerName = "ddim"
     num_inference_steps: int = 100
     num_points: int = 5000
     threads: int = 1
@@ -70,7 +66,6 @@ class ToyConfig:
             "data": DATA,
             "prediction_type": PREDICTION_TYPES,
             "beta_schedule": NOISE_SCHEDULES,
-            "scheduler": SCHEDULERS,
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -81,3 +76,4 @@ class ToyConfig:
         expected = f"at most num_train_timesteps, {self.num_train_timesteps}"
         steps = self.num_inference_steps
         check(steps <= self.num_train_timesteps, "num_inference_steps", steps, expected)
+        check_sampler(self.scheduler, num_inference_steps=steps, prediction_type=self.prediction_type)

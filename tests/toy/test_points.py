@@ -54,7 +54,13 @@ def test_data_have_about_unit_variance_and_come_from_the_generator(name: str) ->
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"scheduler": "ddpm"}, {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}],
+    [
+        {},
+        {"scheduler": "ddpm"},
+        {"scheduler": "unipc"},
+        {"scheduler": "euler"},
+        {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"},
+    ],
     ids=str,
 )
 def test_a_few_steps_of_training_come_far_nearer_to_the_data_than_noise(
@@ -105,7 +111,8 @@ def test_strip_and_animation_end_with_the_clean_points(tmp_path: Path) -> None:
     [
         (["--data", "circles"], "data is 'circles' and must be one of gaussian8"),
         (["--steps", "0"], "steps is 0 and must be at least 1"),
-        (["--scheduler", "euler"], "must be one of ddim, ddpm"),
+        (["--scheduler", "eular"], "scheduler was given 'eular' and takes one of ['ddim', 'ddpm'"),
+        (["--scheduler", "unipc", "--prediction_type", "posterior_mean"], "use the sampler ddim or ddpm"),
         (["--num_inference_steps", "2000", "--steps", "1"], "2000"),
         (["--stepz", "3"], "the nearest one is 'steps'"),
     ],
