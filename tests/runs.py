@@ -28,7 +28,7 @@ TINY = [
     *("--threads", "1", "--model.block_out_channels", "[8,8]", "--model.norm_num_groups", "4"),
     *("--training.batch_size", "16", "--training.log_every", "3", "--training.warmup_steps", "2"),
     *("--evaluation.num_images", "8", "--evaluation.num_inference_steps", "2", "--evaluation.grid_images", "4"),
-    *("--training.sample_every", "null", "--quiet"),
+    *("--evaluation.timestep_spacing", "trailing", "--training.sample_every", "null", "--quiet"),
 ]
 
 _context = multiprocessing.get_context("forkserver")
