@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddpm_hf.diffusion.denoiser import Denoiser
     from ddpm_hf.diffusion.process import GaussianDiffusion
     from ddpm_hf.models.unet_2d import UNet2DModel
     from ddpm_hf.pipeline import DDPMCustomPipeline
@@ -16,12 +17,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["DDIMScheduler", "DDPMCustomPipeline", "DDPMScheduler", "GaussianDiffusion", "UNet2DModel", "__version__"]
+__all__ = [
+    "DDIMScheduler",
+    "DDPMCustomPipeline",
+    "DDPMScheduler",
+    "Denoiser",
+    "GaussianDiffusion",
+    "UNet2DModel",
+    "__version__",
+]
 
 _HOMES = {
     "DDIMScheduler": "schedulers.ddim",
     "DDPMCustomPipeline": "pipeline",
     "DDPMScheduler": "schedulers.ddpm",
+    "Denoiser": "diffusion.denoiser",
     "GaussianDiffusion": "diffusion.process",
     "UNet2DModel": "models.unet_2d",
 }
