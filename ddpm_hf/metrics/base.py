@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 
 class ImageMetric(Metric):
@@ -36,7 +37,7 @@ class ImageMetric(Metric):
     fake_features: list[Tensor]
 
     def __init__(self, feature: nn.Module | None = None, *, reset_real_features: bool = True, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**{"dist_sync_fn": _gathered, **options})
         self.feature = feature
         self.reset_real_features = reset_real_features
         self.add_state("real_features", [], dist_reduce_fx="cat")
@@ -124,3 +125,13 @@ class MeanOverImages(ImageMetric):
         """Standard errors of the means. They are those of the present state, and nothing is drawn."""
         self.compute()  # which is not computed anew
         return {name: part.std(correction=0).cpu() / math.sqrt(len(part)) for name, part in self._parts.items()}
+
+
+def _gathered(own: Tensor, group: Any = None) -> list[Tensor]:
+    """The tensors of all processes, whose first axes may differ; torchmetrics' own fails where one has no images."""
+    kinds: list[Any] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(kinds, (len(own), own.shape[1:], own.dtype), group)
+    _, shape, dtype = max(kinds, key=lambda kind: kind[0])
+    if not len(own):
+        own = torch.zeros(0, *shape, dtype=dtype, device=own.device)
+    return gather_all_tensors(own, group)

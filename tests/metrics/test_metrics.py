@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -176,8 +177,23 @@ def metrics_of_shares() -> None:
     assert found["fid"].item() == pytest.approx(frechet_distance(network(real), network(fake)), rel=1e-9)
 
 
-def test_two_processes_score_as_one() -> None:
-    start_processes_of(2, metrics_of_shares)
+def metrics_where_one_has_no_images() -> None:
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
+    real, fake = random_features(60, 4, seed=1), random_features(50, 4, seed=2).float()
+    for kind in (ImprovedPrecisionRecall, FrechetDistance):
+        whole, shared = kind(sync_on_compute=False), kind()
+        for metric, is_of_all in ((whole, True), (shared, False)):
+            if is_of_all or rank == 1:
+                metric.update(real, real=True)
+            if is_of_all or rank == 0:
+                metric.update(fake, real=False)
+        assert shared.compute() == whole.compute()
+
+
+@pytest.mark.parametrize("function", [metrics_of_shares, metrics_where_one_has_no_images])
+def test_two_processes_score_as_one(function: Callable[[], None]) -> None:
+    start_processes_of(2, function)
 
 
 def test_frechet_distance_of_a_few_images_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
