@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import ddpm_hf
+from ddpm_hf.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -90,10 +91,7 @@ class Record:
     def add(self, row: Mapping[str, Any]) -> None:
         """Keep a row."""
         self.rows.append(_plain(row))
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps({**self._head, "results": self.rows}, indent=2) + "\n")
-        partial.replace(self._path)
+        write_json(self._path, {**self._head, "results": self.rows})
 
 
 def machine(threads: int | None) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The one place where images go between uint8 and [-1, 1], and where they are put together and saved."""
 
 import math
-import os
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from ddpm_hf.files import written_whole
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -56,8 +57,6 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Im
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG under a temporary name and rename it, so that a killed process leaves no half a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    """Write a PNG whole; a killed process leaves no half of a picture."""
+    with written_whole(path, shared=True) as temporary:
+        image.save(temporary, format="PNG")

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ddpm_hf.files import write_json
+
 FILE = "manifest.json"
 
 
@@ -68,15 +70,7 @@ def write_manifest(
         file: Its name.
         more: Other entries.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / file, {"settings": settings, "environment": environment, **more})
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write under a temporary name and rename."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
 
 
 def _brief(value: Any) -> str:

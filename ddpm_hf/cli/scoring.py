@@ -16,11 +16,12 @@ from ddpm_hf.cli.evaluate import EvaluateConfig
 from ddpm_hf.command_line import fail
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageData, load_cached_images
+from ddpm_hf.files import sha256_of, write_json
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import environment, start_processes
-from ddpm_hf.manifest import check_same_settings, read_manifest, write_json, write_manifest
+from ddpm_hf.manifest import check_same_settings, read_manifest, write_manifest
 from ddpm_hf.metrics.evaluation import Evaluation, Results, Score
-from ddpm_hf.metrics.extractors import load_extractor, sha256_of
+from ddpm_hf.metrics.extractors import load_extractor
 from ddpm_hf.metrics.reference import FeatureExtraction, Statistics, fingerprint_of
 from ddpm_hf.metrics.results import markdown_table, nearest_picture
 from ddpm_hf.metrics.table import METRICS, fewest_images

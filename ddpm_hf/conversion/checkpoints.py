@@ -1,11 +1,8 @@
 """Checkpoints of other projects into pipeline folders, and back, with not one bit of a weight changed."""
 
-import hashlib
 import json
 import platform
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +22,7 @@ from ddpm_hf.conversion.layouts import (
 )
 from ddpm_hf.conversion.pickles import TrainedWeights, as_saved, read_trained_weights, tensors_of, unpickle
 from ddpm_hf.conversion.recipes import ddpm_torch_recipe, ermongroup_recipe, read_recipe
+from ddpm_hf.files import sha256_of, written_whole
 from ddpm_hf.manifest import read_manifest, weights_hash, write_manifest
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.pipeline import DDPMCustomPipeline
@@ -107,9 +105,9 @@ def read_checkpoint(
         raise ValueError(f"{path} cannot be converted: {error}") from None
     unet = _with_weights(config, weights)
     check_expressible(layout, unet.config)
-    source = {"layout": layout.name, "source": path.name, "source_sha256": _sha256(path)}
+    source = {"layout": layout.name, "source": path.name, "source_sha256": sha256_of(path)}
     if recipe_path is not None:
-        source |= {"recipe": recipe_path.name, "recipe_sha256": _sha256(recipe_path)}
+        source |= {"recipe": recipe_path.name, "recipe_sha256": sha256_of(recipe_path)}
     return Checkpoint(unet, DDPMScheduler(**(recipe.diffusion if recipe else {})), raw, source, trained.notes, assumed)
 
 
@@ -147,7 +145,7 @@ def read_folder(path: Path) -> Checkpoint:
     has_raw = (folder / _RAW_FILE).is_file()
     raw = UNet2DModel.from_pretrained(folder, variant=RAW_VARIANT).state_dict() if has_raw else None
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    hashes = {file.name: _sha256(file) for file in files}
+    hashes = {file.name: sha256_of(file) for file in files}
     source = {"layout": "diffusers", "source": path.resolve().name, "source_sha256": hashes}
     notes = ((read_manifest(path) or {}).get("notes") or {}) if is_pipeline else {}
     return Checkpoint(unet, scheduler, raw, source, notes, assumed)
@@ -160,7 +158,7 @@ def write_folder(checkpoint: Checkpoint, destination: Path) -> None:
         OSError: it exists, or cannot be written.
     """
     refuse_existing(destination)
-    with _partial(destination) as partial:
+    with written_whole(destination) as partial:
         pipe = DDPMCustomPipeline(checkpoint.unet, checkpoint.scheduler)
         pipe.save_pretrained(partial)
         if checkpoint.raw is not None:
@@ -190,7 +188,7 @@ def write_checkpoint(checkpoint: Checkpoint, layout: Layout, destination: Path) 
     weights = TrainedWeights(average, notes=checkpoint.notes)
     if checkpoint.raw is not None:
         weights.raw, weights.average = to_theirs(layout, checkpoint.raw, unet.config), average
-    with _partial(destination) as partial:
+    with written_whole(destination) as partial:
         torch.save(as_saved(layout, weights), partial)
     recipe_path.write_text(recipe)
     _write_manifest(destination.parent, checkpoint, layout.name, manifest)
@@ -237,11 +235,6 @@ def _write_manifest(folder: Path, checkpoint: Checkpoint, to: str, file: str = "
     )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def refuse_existing(*paths: Path) -> None:
     """Nothing is written over.
 
@@ -251,24 +244,3 @@ def refuse_existing(*paths: Path) -> None:
     for path in paths:
         if path.exists():
             raise FileExistsError(f"{path} exists and is left as it is; give another destination, or remove it")
-
-
-@contextmanager
-def _partial(path: Path) -> Iterator[Path]:
-    """A temporary name beside it, which becomes `path` when all is written and leaves nothing when it is not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    _remove(partial)  # what a killed conversion left
-    try:
-        yield partial
-        partial.rename(path)
-    except BaseException:
-        _remove(partial)
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -35,6 +34,8 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from ddpm_hf.files import sync, sync_tree, temporary_name, written_whole
 
 # To be raised with every change of the files or of what a treatment does.
 FORMAT = 1
@@ -233,16 +234,14 @@ def cached_images(
     key = json.dumps([FORMAT, source, rows.image_column, rows.label_column, asdict(treatment)])
     stem = re.sub(r"[^\w.-]+", "_", Path(rows.name).stem)[-40:]
     cache = folder / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    building = folder / f".{cache.name}.building"
     try:
         if _open(cache) is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with _turn(cache, building, rows, show_progress):
-                if _open(cache) is None:
-                    _build(rows, treatment, building, on_corrupt, show_progress)
-                    shutil.rmtree(cache, ignore_errors=True)  # one that was cut short
-                    building.rename(cache)
-                    _sync(folder)
+            with _turn(cache, rows, show_progress):
+                if _open(cache) is None:  # not there, or cut short
+                    with written_whole(cache) as building:
+                        _build(rows, treatment, building, on_corrupt, show_progress)
+                    sync(folder)
     except OSError as error:
         raise ValueError(
             f"the decoded images of {rows.name!r} cannot be kept under {folder}: {error.strerror or error}; make room "
@@ -257,7 +256,7 @@ def cached_images(
 
 
 @contextmanager
-def _turn(cache: Path, building: Path, rows: Rows, show_progress: bool) -> Iterator[None]:
+def _turn(cache: Path, rows: Rows, show_progress: bool) -> Iterator[None]:
     """Hold the lock of a cache; while another process has it, show how far that one is."""
     lock = FileLock(cache.with_name(f"{cache.name}.lock"))
     try:
@@ -267,7 +266,7 @@ def _turn(cache: Path, building: Path, rows: Rows, show_progress: bool) -> Itera
             while not lock.is_locked:
                 # The other process may be about to write the number, or done with it.
                 with suppress(FileNotFoundError, ValueError):
-                    bar.update(int((building / "rows_done").read_text()) - bar.n)
+                    bar.update(int((temporary_name(cache) / "rows_done").read_text()) - bar.n)
                 with suppress(Timeout):
                     lock.acquire(timeout=0.5)
     try:
@@ -277,19 +276,13 @@ def _turn(cache: Path, building: Path, rows: Rows, show_progress: bool) -> Itera
 
 
 def _build(rows: Rows, treatment: Treatment, building: Path, on_corrupt: OnCorrupt, show_progress: bool) -> None:
-    """Make the folder. The caller holds the lock, so what lies there is a dead process's."""
-    shutil.rmtree(building, ignore_errors=True)
-    try:
-        building.mkdir()
-        info = _write(rows, treatment, building, show_progress)
-        _judge(rows, info["corrupt"], on_corrupt)
-        (building / "info.json").write_text(json.dumps(info, indent=2) + "\n")
-        (building / "rows_done").unlink()
-        for path in (*building.iterdir(), building):
-            _sync(path)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+    """Make the folder, complete and on the disk."""
+    building.mkdir()
+    info = _write(rows, treatment, building, show_progress)
+    _judge(rows, info["corrupt"], on_corrupt)
+    (building / "info.json").write_text(json.dumps(info, indent=2) + "\n")
+    (building / "rows_done").unlink()
+    sync_tree(building)
 
 
 def _write(rows: Rows, treatment: Treatment, building: Path, show_progress: bool) -> dict[str, Any]:
@@ -390,10 +383,3 @@ def _sentence(rows: Rows, corrupt: list[str], then: str) -> str:
 
 def _bar(rows: Rows, show_progress: bool) -> tqdm:
     return tqdm(total=len(rows.dataset), desc=f"decoding {rows.name}", unit="image", disable=not show_progress)
-
-
-def _sync(path: Path) -> None:
-    """Have a file or a folder's list of names reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -1,6 +1,5 @@
 """Feature networks by name: where their weights come from, whether a file holds them, and how images go in."""
 
-import hashlib
 import io
 import pickle
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 
+from ddpm_hf.files import sha256_of
 from ddpm_hf.metrics.features import WEIGHTS, DigitsFeatures
 
 
@@ -123,12 +123,6 @@ def load_extractor(name: str, weights: Path | None = None) -> Extractor:
         f"the extractor {name!r} is not one of {', '.join(NAMES)}, a TorchScript file, or the folder or Hub id of a "
         "vision transformer"
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked(name: str, path: Path, source: Source) -> str:

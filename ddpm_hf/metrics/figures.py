@@ -1,12 +1,12 @@
 """Curves for a person to look at."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ddpm_hf.files import written_whole
 from ddpm_hf.metrics.table import ScoreKind
 
 
@@ -62,8 +62,5 @@ def save_bound(path: Path, terms: Tensor) -> None:
 
 
 def _write(figure: Any, path: Path) -> None:
-    """Under a temporary name that is then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,7 +1,6 @@
 """Features of a set of images, computed once on all processes and kept; and the (mu, sigma) files of other programs."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ddpm_hf.files import written_whole
 from ddpm_hf.metrics.extractors import Extractor
 from ddpm_hf.metrics.frechet import mean_and_covariance
 
@@ -62,10 +62,8 @@ class FeatureExtraction:
             return load_file(path)["features"]
         features = self.of(images)
         if self.accelerator.is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            save_file({"features": features}, partial)
-            partial.replace(path)
+            with written_whole(path, shared=True) as temporary:
+                save_file({"features": features}, temporary)
         self.accelerator.wait_for_everyone()
         return features
 
@@ -149,8 +147,7 @@ class Statistics:
 
     def save(self, path: Path) -> None:
         """Write what pytorch-fid reads, and for `load` what the numbers are of."""
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        with written_whole(path) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
                 mu=self.mean.numpy(),
@@ -158,7 +155,6 @@ class Statistics:
                 extractor_sha256=np.array(self.extractor or ""),
                 image_shape=np.array(self.image_shape or ()),
             )
-        partial.replace(path)
 
     def check(self, path: Path, extractor: Extractor, image_shape: tuple[int, ...], num_features: int) -> None:
         """Refuse a comparison with features of another kind.

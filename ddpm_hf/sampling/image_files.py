@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm_hf.files import is_temporary, written_whole
 from ddpm_hf.images import save_png, to_pil
 
 FORMATS = ("png", "npz", "parquet")
@@ -66,14 +67,11 @@ class OneFile(PNGFolder):
         return [] if self._result.exists() else super().missing(seeds)
 
     def finish(self, seeds: range, labels: Tensor | None) -> None:
-        """Put the parts together under a temporary name, rename the result, and remove them."""
+        """Put the parts together, and remove them."""
         if not self._result.exists():
-            partial = self._result.with_name(f".{self._result.name}.partial")
-            if self._result.suffix == ".npz":
-                self._write_npz(partial, seeds, labels)
-            else:
-                self._write_parquet(partial, seeds, labels)
-            partial.replace(self._result)
+            write = self._write_npz if self._result.suffix == ".npz" else self._write_parquet
+            with written_whole(self._result) as temporary:
+                write(temporary, seeds, labels)
         for seed in seeds:
             self.path(seed).unlink(missing_ok=True)
         for sub_folder in (*self.folder.glob("*/"), self.folder):
@@ -89,7 +87,7 @@ class OneFile(PNGFolder):
             np.savez(file, allow_pickle=False, **arrays)
 
     def _write_parquet(self, folder: Path, seeds: range, labels: Tensor | None) -> None:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
         features = {"image": datasets.Image(), "seed": datasets.Value("int64")}
         if labels is not None:
             features["label"] = datasets.Value("int64")
@@ -124,7 +122,7 @@ def load_images(source: Path) -> Tensor:
     if source.is_dir():
         if (source / "samples.npz").exists():
             return load_images(source / "samples.npz")
-        tables = sorted(path for path in source.rglob("*.parquet") if ".partial" not in str(path))
+        tables = sorted(path for path in source.rglob("*.parquet") if not is_temporary(path.relative_to(source)))
         if tables:
             return _stack([row for path in tables for row in _rows(path)], source)
         files = (path for ending in ("png", "jpg", "jpeg") for path in source.rglob(f"*.{ending}"))

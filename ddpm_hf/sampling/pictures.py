@@ -1,6 +1,5 @@
 """Pictures of how images come about: their way out of the noise, and the way from one to another."""
 
-import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from ddpm_hf.files import written_whole
 from ddpm_hf.images import image_grid, to_uint8
 from ddpm_hf.randomness import generators_of
 from ddpm_hf.sampling.denoising import DEFAULT, SamplingOptions, denoise, image_shape, slerp
@@ -120,7 +120,7 @@ def scale_of(images: Tensor) -> int:
 def save_gif(
     frames: Sequence[Image.Image], path: Path, milliseconds: int = 60, milliseconds_at_end: int = 2000
 ) -> None:
-    """Write an endless animation, under a temporary name that is then renamed.
+    """Write an endless animation, whole.
 
     Args:
         frames: of one size.
@@ -128,13 +128,10 @@ def save_gif(
         milliseconds: that a frame is shown.
         milliseconds_at_end: that the last one is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     durations = [milliseconds] * (len(frames) - 1) + [milliseconds_at_end]
-    frames[0].save(
-        temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False
-    )
-    temporary.replace(path)
+    options = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0, "optimize": False}
+    with written_whole(path) as temporary:
+        frames[0].save(temporary, format="GIF", **options)
 
 
 def _noise(unet: Any, generators: list[torch.Generator]) -> Tensor:

@@ -9,10 +9,7 @@ checkpoints/step-500/
 """
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
+from ddpm_hf.files import remove, remove_temporaries, sync, sync_tree, written_whole
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.training.ema import EMA
@@ -127,10 +125,9 @@ class Checkpoints:
 
     def clear(self, everything: bool) -> None:
         """Remove what a killed run left half done, and, where asked, all checkpoints. On the main process only."""
-        for path in self.folder.glob(".step-*"):
-            shutil.rmtree(path)
+        remove_temporaries(self.folder)
         for path in self._all() if everything else []:
-            _remove(path)
+            remove(path)
 
     def save(self, state: TrainingState, sampler: Any, record: dict[str, Any]) -> Path:
         """Write a checkpoint of the present step, whole or not at all, then remove those over the limit.
@@ -170,41 +167,27 @@ class Checkpoints:
         averages: dict[float, dict[str, Tensor]],
         moments: dict[str, Tensor],
     ) -> None:
-        partial = target.with_name(f".{target.name}.partial")
-        if partial.exists():
-            shutil.rmtree(partial)
-        try:
+        with written_whole(target) as partial:  # what has that name already is broken
             (partial / STATE).parent.mkdir(parents=True)
             save_pipeline(partial, state.unet, averages, sampler)
             save_file(weights, partial / "training" / "weights.safetensors")
             save_file(moments, partial / "training" / "optimizer.safetensors")
             if state.timesteps.learns:
                 save_file(state.timesteps.state_dict(), partial / TIMESTEPS)
-            files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in _files(partial)}
+            paths = (path for path in sorted(partial.rglob("*")) if path.is_file())
+            files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in paths}
             content = {**state.numbers(), "record": record, "files": files}
             (partial / STATE).write_text(json.dumps(content, indent=2) + "\n")
-            for path in (*_files(partial), *(path for path in partial.rglob("*") if path.is_dir()), partial):
-                _flush(path)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        replace_folder(partial, target)  # what has that name already is broken
+            sync_tree(partial)
+        sync(self.folder)
         complete = [path for path in self._all() if what_is_broken(path) is None]
         for path in complete[: -self._limit]:
-            _remove(path)
+            remove(path)
 
     def _all(self) -> list[Path]:
         """What has the name of a checkpoint, oldest first."""
         found = [path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
         return sorted(found, key=step_of)
-
-
-def replace_folder(partial: Path, target: Path) -> None:
-    """Give a finished folder its name; an earlier one of that name is removed."""
-    if target.exists():
-        _remove(target)
-    partial.rename(target)
-    _flush(target.parent)
 
 
 def step_of(path: Path) -> int:
@@ -327,23 +310,3 @@ def _put(target: Tensor, saved: Tensor) -> None:
         on_device = saved.to(target.device)
         saved = distribute_tensor(on_device, target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(saved)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _flush(path: Path) -> None:
-    """See that a file or folder is on the disk, so that a rename cannot come before its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    """Remove a checkpoint under a name that is none, so that a kill in between leaves no half of one."""
-    doomed = path.with_name(f".{path.name}.removed")
-    path.rename(doomed)
-    shutil.rmtree(doomed)

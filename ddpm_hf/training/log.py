@@ -11,6 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ddpm_hf.files import written_whole
+
 QUARTERS = 4
 
 
@@ -129,9 +131,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def _truncate(path: Path, after: int) -> None:
     kept = [line for line in read_log(path) if line["step"] <= after] if after else []
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _ratio(total: float, count: float) -> float | None:

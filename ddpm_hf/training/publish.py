@@ -4,7 +4,6 @@ The branch main holds the pipeline, its card, the grid of samples, the metrics, 
 branch "checkpoints" holds nothing but the newest checkpoint, optimizer state included, as step-N/, and metrics.jsonl.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ import yaml
 from huggingface_hub import model_info, snapshot_download
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from ddpm_hf.files import sha256_of
 from ddpm_hf.hub.cards import Subject, model_card, read_json
 from ddpm_hf.hub.public_files import Files, public, public_files
 from ddpm_hf.hub.push import Push, command_to_finish
@@ -118,9 +118,8 @@ def download_checkpoint(resume: str) -> Path:
     for path in checkpoint.rglob("*.safetensors"):
         # The cache names a large file by its SHA-256, and a download only looks at its size.
         blob = path.resolve()
-        with path.open("rb") as file:
-            if len(blob.name) == 64 and hashlib.file_digest(file, "sha256").hexdigest() != blob.name:
-                raise ValueError(f"--resume {resume}: {blob} was not downloaded whole; remove it and start again")
+        if len(blob.name) == 64 and sha256_of(path) != blob.name:
+            raise ValueError(f"--resume {resume}: {blob} was not downloaded whole; remove it and start again")
     return checkpoint
 
 

@@ -12,15 +12,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_hf.data.batches import Batch
+from ddpm_hf.files import write_json, written_whole
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import StopSignal
-from ddpm_hf.manifest import write_json
 from ddpm_hf.metrics.evaluation import HELD_OUT, SAMPLES, Results
 from ddpm_hf.metrics.figures import save_curve
 from ddpm_hf.metrics.table import SCORES
 from ddpm_hf.randomness import seed_from
 from ddpm_hf.settings import flat
-from ddpm_hf.training.checkpoints import SaveError, averages_of, replace_folder, save_pipeline
+from ddpm_hf.training.checkpoints import SaveError, averages_of, save_pipeline
 from ddpm_hf.training.log import MetricsLog, read_log
 from ddpm_hf.training.optimization import learning_rate, objective_of
 from ddpm_hf.training.publish import Publisher
@@ -274,10 +274,9 @@ class Run:
         self.state.best = values
         averages = averages_of(self.state)
         if self.accelerator.is_main_process:
-            best, partial = self.folder / "best", self.folder / ".best.partial"
-            save_pipeline(partial, self.state.unet, averages, self.setup.saved_scheduler)
-            write_json(partial / "metrics.json", values)
-            replace_folder(partial, best)
+            with written_whole(self.folder / "best") as partial:
+                save_pipeline(partial, self.state.unet, averages, self.setup.saved_scheduler)
+                write_json(partial / "metrics.json", values)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

@@ -115,7 +115,7 @@ def test_a_run_killed_five_times_ends_with_the_folder_of_an_unbroken_one(
     if half.exists():
         half.write_bytes(half.read_bytes()[:40])  # as a disk leaves it when the power goes
     drawn(model, folder, "--eta", 1)
-    whole = {name: content for name, content in files_of(folder).items() if not name.endswith(".tmp")}
+    whole = {name: content for name, content in files_of(folder).items() if not name.endswith(".partial")}
     assert whole == files_of(unbroken)
     said = start(model, folder, "--eta", 1)
     assert said.wait() == [0]

@@ -96,7 +96,7 @@ def test_more_than_8_bits_are_refused(tmp_path: Path, dtype: Any) -> None:
     image = Image.fromarray(np.arange(0, 65536, 4096).reshape(4, 4).astype(dtype))
     with pytest.raises(ValueError, match=r"row 0 of 'the set' has the PIL mode '.*', which would lose values"):
         one(tmp_path, image)
-    assert not list(tmp_path.glob(".*.building"))
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_images_are_turned_upright_as_their_exif_data_say(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_sizes_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         cache_of(tmp_path, rows_of([encoded(noise("L", *size)) for size in sizes]), treatment)
-    assert not list(tmp_path.glob(".*.building"))
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_colour_among_grey_is_lost_only_on_demand(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_a_cache(tmp_pat
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert list((tmp_path / "killed").glob(".*.building"))
+    assert list((tmp_path / "killed").glob(".*.partial"))
     assert not list((tmp_path / "killed").glob("*/info.json"))
 
     cache_of(tmp_path / "killed", rows)
@@ -248,7 +248,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_a_cache(tmp_pat
     }
     assert content["killed"].keys() == {"images.bin", "labels.npy", "info.json"}
     assert content["killed"] == content["whole"]
-    assert not list((tmp_path / "killed").glob(".*.building"))
+    assert not list((tmp_path / "killed").glob(".*.partial"))
 
 
 def test_a_cache_cut_short_is_built_again(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_build_says_how_far_it_is_to_those_who_wait(tmp_path: Path, monkeypatc
     decode, told = image_cache.decode, list[int]()
 
     def looking(content: Any) -> Image.Image:
-        told.extend(int(path.read_text() or 0) for path in tmp_path.glob(".*.building/rows_done"))
+        told.extend(int(path.read_text() or 0) for path in tmp_path.glob(".*.partial/rows_done"))
         return decode(content)
 
     monkeypatch.setattr(image_cache, "decode", looking)

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
+from ddpm_hf.files import sha256_of
 from ddpm_hf.metrics import DigitsFeatures
-from ddpm_hf.metrics.extractors import Extractor, load_extractor, sha256_of
+from ddpm_hf.metrics.extractors import Extractor, load_extractor
 from ddpm_hf.metrics.reference import FeatureExtraction
 from tests.runs import start_processes_of
 

@@ -17,6 +17,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ddpm_hf.files import sha256_of
+
 pytestmark = pytest.mark.skipif(find_spec("torch_fidelity") is None, reason="torch-fidelity is not installed")
 
 
@@ -41,7 +43,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
     extractors = importlib.import_module("ddpm_hf.metrics.extractors")
 
     def extractor_of(path: Path) -> Any:
-        source = extractors.Source(path.name, "https://x", extractors.sha256_of(path))
+        source = extractors.Source(path.name, "https://x", sha256_of(path))
         monkeypatch.setitem(extractors.SOURCES, "inception", source)
         return extractors.load_extractor("inception", path)
 

@@ -13,6 +13,7 @@ import datasets
 import pytest
 import torch
 
+import ddpm_hf.files
 import ddpm_hf.training.checkpoints
 from ddpm_hf import DDPMCustomPipeline
 from ddpm_hf.data.sources import DIGITS
@@ -63,7 +64,7 @@ def kill_before_the_name() -> None:
     def no_name(partial: Path, target: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    ddpm_hf.training.checkpoints.replace_folder = no_name
+    ddpm_hf.files.replace_folder = no_name
 
 
 def kill_in_a_removal() -> None:
@@ -73,7 +74,7 @@ def kill_in_a_removal() -> None:
         next(file for file in path.rglob("*") if file.is_file()).unlink()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    ddpm_hf.training.checkpoints.shutil.rmtree = half  # type: ignore[assignment]
+    shutil.rmtree = half  # type: ignore[assignment]
 
 
 def kill_in_the_cache() -> None:
