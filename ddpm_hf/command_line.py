@@ -125,7 +125,9 @@ def take_token(argv: Sequence[str]) -> list[str]:
 def fail(message: str, status: int = 2) -> NoReturn:
     """End the program with one sentence on stderr, said once however many processes there are."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr, flush=True)
+        program = Path(sys.argv[0])  # of `python -m ddpm_hf.toy` this is the file that stands for the package
+        name = program.parent.name if program.name == "__main__.py" else program.name
+        print(f"{name}: error: {message}", file=sys.stderr, flush=True)
     else:
         time.sleep(2)  # The launcher stops all processes when one ends, so the one that speaks must end first.
     raise SystemExit(status)

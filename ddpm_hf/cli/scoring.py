@@ -91,9 +91,6 @@ def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> str:
         OSError: the results cannot be written.
     """
     show_progress = _shows_progress(config, accelerator)
-    fewest = fewest_images(config.metrics)
-    if config.num_images is not None and config.num_images < fewest:
-        raise ValueError(f"num_images is {config.num_images}, and the metrics need at least {fewest}")
     extractor = load_extractor(config.extractor, config.extractor_weights).to(accelerator.device)
     features_of = FeatureExtraction(extractor, accelerator, config.batch_size, config.cache_dir, show_progress)
     reference = load_reference(config, show_progress)

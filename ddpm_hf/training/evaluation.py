@@ -52,10 +52,7 @@ class SampleEvaluation:
         if settings.extractor is None:
             return
         if not isinstance(data, ImageData):
-            raise ValueError(
-                "evaluation.extractor needs all the training images at hand, and data.streaming keeps none; make it "
-                "null, and score with ddpm-hf-evaluate afterwards"
-            )
+            raise ValueError(f"evaluation.extractor scores against images all at hand (ImageData), not {data.name!r}")
         if settings.held_out_split is not None and config.data.name.endswith(".parquet"):
             raise ValueError(
                 f"data.name {config.data.name} is one file, all of which is trained on, so it has no "
