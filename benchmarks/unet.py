@@ -9,8 +9,8 @@ The last table is the roofline: the operations of convolutions and matrix produc
 over what this machine did right after with one large convolution alone, and with one large matrix product alone.
 
 What ours saves: an up-sampling convolution is computed as a transposed one of 4/9 of the multiplications, and a norm
-with its SiLU keeps only its input and computes the rest again ([fused.py](../ddpm_hf/fused.py)); attention over few
-pixels is plain products.
+with its SiLU keeps only its input and computes the rest again ([fused.py](../ddpm_hf/models/fused.py)); attention
+over few pixels is plain products.
 """
 
 import argparse
