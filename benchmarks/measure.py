@@ -47,7 +47,7 @@ def interleave(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, 
 
 
 def milliseconds(call: Callable[[], Any], repeats: int = 1) -> float:
-    """Of one call, in the mean."""
+    """Mean time of one call."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()

@@ -88,7 +88,7 @@ def measure(variant: str, seed: int, steps: int, accelerator: Accelerator) -> di
 
 
 def bits_of(pipe: Any) -> float:
-    """Of the held-out digits."""
+    """Bits per dimension of the held-out digits."""
     images = load_cached_images(DataConfig(split="test")).images
     return bits_per_dim(pipe, images, Likelihood("estimate", timesteps_per_image=20)).mean
 

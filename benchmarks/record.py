@@ -52,7 +52,7 @@ class Record:
     Args:
         benchmark: The suite's name.
         arguments: The options that it runs with. Of an absolute path only the last part is kept.
-        environment: Of :func:`machine`.
+        environment: What :func:`machine` returned.
         path: The file.
 
     Attributes:

@@ -135,7 +135,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def _ratios(row: dict[str, Any]) -> tuple[float, float]:
-    """Of the memory, without and with gradient checkpointing."""
+    """Ratios of the memory, ours to theirs, without and with gradient checkpointing."""
     return row["ours_mib"] / row["theirs_mib"], row["checkpointed_mib"] / row["theirs_mib"]
 
 
@@ -199,7 +199,7 @@ def gflop_of(call: Callable[[], Any]) -> float:
 
 
 def peak_gflops(operation: Callable[[], Callable[[], Any]], repeats: int = 20) -> float:
-    """Of an operation alone, at its best of some repeats."""
+    """Rate of an operation alone, the best of some repeats."""
     call = operation()
     gflop, seconds = gflop_of(call), []
     for _ in range(repeats):
@@ -216,6 +216,6 @@ def a_convolution() -> Callable[[], Any]:
 
 
 def a_product() -> Callable[[], Any]:
-    """Of square matrices."""
+    """A product of square matrices."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     return partial(torch.mm, a, b)

@@ -82,7 +82,7 @@ def remove_temporaries(*folders: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the content of a file, or the list of names in a folder, reach the disk; the latter where that can be had.
+    """Have the content of a file reach the disk, or the list of names in a folder where the system allows it.
 
     Raises:
         OSError: the disk is full or fails.

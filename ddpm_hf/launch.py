@@ -24,7 +24,7 @@ STOPPED = 75
 """Exit status of a run that a signal stopped after its checkpoint was saved: EX_TEMPFAIL, start it again to go on."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h: how much free memory goes back to the kernel, and from what size on it always does."""
+"""Options of glibc's malloc.h: how much free memory it keeps, and from what size on it asks the kernel each time."""
 
 
 def start_processes(

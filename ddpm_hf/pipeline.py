@@ -94,7 +94,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
                 [0, 1]; `uint8` (B, C, H, W).
             return_dict: False for the plain tuple (images,).
             callback_on_step_end: called as f(pipe, i, t, {"sample": x_s, "pred_original_sample": x_0}) after each step;
-                a "sample" in the dict that it returns is gone on with.
+                a "sample" in the dict that it returns replaces x_t for the next step.
 
         Raises:
             ValueError: for arguments that do not fit together or the model, in one sentence.
@@ -227,7 +227,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         Raises:
             ValueError: if it holds another kind of pipeline.
             FileNotFoundError: if a local folder is missing, or is no pipeline's.
-            OSError: if it cannot be had from the Hub, in one sentence.
+            OSError: if it cannot be downloaded from the Hub, in one sentence.
         """
         check_local_folder(Path(pretrained_model_name_or_path))
         with told_in_one_sentence(str(pretrained_model_name_or_path)):

@@ -19,7 +19,8 @@ def load_model(name: str, reference: ImageData) -> DDPMCustomPipeline:
     """The pipeline of a folder or Hub id.
 
     Raises:
-        ValueError: it makes other images than the reference's, or knows classes that these do not have.
+        ValueError: its images have another shape than the reference's, or it is class-conditional and the reference has no
+            labels.
         FileNotFoundError: it is not there.
     """
     check_local_folder(Path(name))
@@ -37,7 +38,7 @@ def load_model(name: str, reference: ImageData) -> DDPMCustomPipeline:
 
 
 def described(name: str, pipe: DDPMCustomPipeline, method: str) -> dict[str, Any]:
-    """What the manifest says of the model."""
+    """The manifest's entries for the model."""
     config = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
     return {"model": name, "weights_sha256": weights_hash(pipe.unet), "scheduler": config, "likelihood": method}
 
@@ -58,10 +59,10 @@ def score_model(
         reference: The images.
         method: One of `likelihood.METHODS`.
         batch_size: Images computed at once by each process.
-        output: Folder for bits_per_dim.npz, with ``values`` ``(N,)`` and, of the bound, ``terms`` ``(N, T + 1)``; and
-            for bits_per_dim.png, the terms over time.
+        output: Folder for bits_per_dim.npz, with ``values`` ``(N,)`` and, for the variational bound, ``terms``
+            ``(N, T + 1)``; and for bits_per_dim.png, a plot of the terms over time.
         accelerator: Its processes share the work.
-        show_progress: A bar.
+        show_progress: Show a progress bar.
     """
     pipe.to(accelerator.device)
     labels = reference.labels if pipe.unet.config.num_class_embeds is not None else None

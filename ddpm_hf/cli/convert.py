@@ -22,10 +22,10 @@ class ConvertConfig:
     Args:
         source: A checkpoint of ddpm-torch, ermongroup/ddim or pytorch_diffusion; the folder of a UNet2DModel or of its
             pipeline; or a recipe of ddpm-torch (.json).
-        destination: A folder for diffusers, a file for the others, a .yaml for a recipe. It must not exist.
-        to: The layout to write.
-        recipe: Settings that the checkpoint was trained with: ddpm-torch's .json or .info, ermongroup/ddim's .yml.
-        sample_size: Side of the checkpoint's images, where no recipe says it.
+        destination: Output: a folder for diffusers, a file for other layouts, a .yaml for a recipe. It must not exist.
+        to: Layout of the checkpoint to write.
+        recipe: Settings file that the checkpoint was trained with: ddpm-torch's .json or .info, ermongroup/ddim's .yml.
+        sample_size: Side of the checkpoint's images in pixels, if there is no recipe that states it.
         norm_eps: Epsilon of the group norms: 1e-5 for checkpoints of older versions of ddpm-torch; null is 1e-6.
     """
 

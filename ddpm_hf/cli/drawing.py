@@ -33,7 +33,7 @@ def run(config: SampleConfig) -> None:
     try:
         accelerator = start_processes(config.threads)
         diffusers.utils.logging.disable_progress_bar()  # that of loading a model's two parts
-        diffusers.utils.logging.set_verbosity_error()  # a model that cannot be had is told of once
+        diffusers.utils.logging.set_verbosity_error()  # without it, diffusers also reports a missing model
         datasets.disable_progress_bars()
         made = sample(config, accelerator)
         if accelerator.is_main_process and not config.quiet:

@@ -4,7 +4,7 @@
     ddpm-hf-evaluate --compare samples-50 samples-100 --reference digits --extractor digits --output scores
     ddpm-hf-evaluate --model runs/digits --metrics bits_per_dim --reference digits --reference_split test --output bits
 
-Also under ``accelerate launch --multi_gpu -m ddpm_hf.cli.evaluate``, on every process there is.
+``accelerate launch --multi_gpu -m ddpm_hf.cli.evaluate`` runs it on several processes.
 """
 
 import sys
@@ -28,29 +28,31 @@ class EvaluateConfig:
         output: Folder for metrics.json, manifest.json, table.md and nearest.png.
         samples: The generated images: a folder of PNG or JPEG files, an .npz of ADM's layout, parquet, or a data set's
             Hub id.
-        compare: Several of those, in place of samples, to be put side by side.
-        metrics: What is computed, some of {metrics}. bits_per_dim stands alone and needs a model.
+        compare: Several sets of generated images, in place of --samples, to be compared in one table.
+        metrics: Metrics to compute: {metrics}. bits_per_dim cannot be combined with others and needs --model.
         model: The folder or Hub id of the pipeline whose bits_per_dim is computed.
-        likelihood: How bits_per_dim is had: every term of the variational bound, an unbiased estimate of it from a few
-            terms, or the likelihood of the probability-flow ODE.
-        extractor: The feature network: inception, dinov2, vgg16, digits, a TorchScript file from uint8 images to
-            features, or the folder or Hub id of a vision transformer.
-        extractor_weights: The file of its weights, in place of the usual one.
-        num_images: Only the first so many samples count; all when null.
-        reference_config: The configuration of a data set that has several.
-        reference_split: The part of it that is the reference, such as train[:10000].
-        reference_revision: Branch, tag or commit of a data set on the Hub.
-        reference_image_column: Its column of images; null for the only one.
-        reference_channels: 1 makes its images grey and 3 coloured; null keeps what the first one has.
-        reference_center_crop: Cut a square out of its images first: an integer is its side, true the largest one.
-        reference_resolution: Side of the square that they are then resized to; null keeps their size.
-        reference_resize_filter: How; lanczos, bicubic, bilinear, box or hamming.
-        bootstrap: Sets of samples drawn anew from the given ones, for the error of each score; 0 gives no errors.
+        likelihood: How bits_per_dim is computed: bound (every term of the variational bound), estimate (an unbiased
+            estimate of it from a few terms), or ode (the likelihood of the probability-flow ODE).
+        extractor: Feature network of the metrics: inception, dinov2, vgg16, digits, a TorchScript file from uint8
+            images to features, or the folder or Hub id of a vision transformer.
+        extractor_weights: File of the feature network's weights, in place of the default one.
+        num_images: Number of samples to score, from the first one; null scores all.
+        reference_config: Configuration of the reference data set, if it has several.
+        reference_split: Split of the reference data set, such as train[:10000].
+        reference_revision: Branch, tag or commit of a reference data set on the Hub.
+        reference_image_column: Column of images; null chooses the only column of that type.
+        reference_channels: Convert reference images to 1 (grey) or 3 (RGB) channels; null keeps the number of the first
+            image.
+        reference_center_crop: First cut a square out of the middle: an integer is its side in pixels, true takes the
+            largest.
+        reference_resolution: Then resize reference images to a square of this side; null keeps their size.
+        reference_resize_filter: Filter for resizing; all of them antialias.
+        bootstrap: Number of bootstrap sets, from which the standard error of each score is computed; 0: no errors.
         batch_size: Images whose features are computed at once by each process.
-        save_statistics: Write mean and covariance of the reference there, an .npz as pytorch-fid's.
-        cache_dir: Where features are kept between calls; null for the Hugging Face cache.
-        threads: CPU threads of each process; null shares the usable cores out.
-        quiet: No progress bar.
+        save_statistics: Write the reference's mean and covariance to this .npz file, in pytorch-fid's layout.
+        cache_dir: Folder where features are kept between calls; null for the Hugging Face cache.
+        threads: CPU threads of each process; null divides the usable cores among the processes of this machine.
+        quiet: Show no progress bar.
     """
 
     reference: str

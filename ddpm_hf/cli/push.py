@@ -4,7 +4,7 @@
     ddpm-hf-push runs/digits me/ddpm-digits --checkpoints
     ddpm-hf-push samples me/digits-that-a-model-drew
 
-It finishes what a run could not push; what is there already is not sent again.
+It also finishes the push of a run that failed; files that are on the Hub already are not sent again.
 """
 
 import sys
@@ -19,10 +19,10 @@ class PushConfig:
     """Settings of ddpm-hf-push.
 
     Args:
-        folder: A run, a pipeline, or samples in parquet files.
-        id: OWNER/NAME of the repository on the Hub, which is made where it is not there yet.
-        checkpoints: Push the newest checkpoint too, to resume from.
-        hub_private_repo: Make the repository private where it is not there yet.
+        folder: Folder of a run, of a pipeline, or of samples in parquet files.
+        id: OWNER/NAME of the repository on the Hub, which is created if it does not exist.
+        checkpoints: Also push the newest checkpoint, so that training can resume from it.
+        hub_private_repo: Make the repository private when it is created.
         hub_license: License of the model or images, for the card.
     """
 

@@ -1,9 +1,10 @@
-"""Images from a checkpoint, on every process there is, each from its own seed.
+"""Draw images from a checkpoint, each from its own seed, on all processes.
 
     ddpm-hf-sample --model runs/digits --num_images 1000 --num_inference_steps 100 --output samples
     accelerate launch --multi_gpu -m ddpm_hf.cli.sample --model OWNER/NAME --num_images 50000 --output samples
 
-The image of a seed depends on nothing but that seed and the model. The same command again makes what is missing.
+The image of a seed depends on nothing but that seed and the model. Giving the same command again
+draws the images that are missing.
 """
 
 import sys
@@ -27,27 +28,30 @@ class SampleConfig:
 
     Args:
         model: Folder of a pipeline, or its Hub id.
-        output: Folder for the images and their manifest.json; the same command again makes what is missing in it.
-        num_images: How many images there will be, of the seeds from seed to seed + num_images - 1.
+        output: Folder for the images and their manifest.json; the same command again draws the images missing there.
+        num_images: Number of images; their seeds are seed to seed + num_images - 1.
         seed: Seed of the first image; the others have the seeds after it.
-        scheduler: The sampler; ddim and ddpm are this package's, the others diffusers'. null: the checkpoint's own.
-        num_inference_steps: Steps from noise to image.
-        timestep_spacing: Which times are visited, such as quadratic; the checkpoint's own when null.
-        eta: From 0 (DDIM) to 1 (DDPM's noise), for ddim.
-        class_labels: For a class-conditional model, taken in turn: 3, or 1,4,7, or 0-9.
-        guidance_scale: Classifier-free guidance; 1 is none.
+        scheduler: Sampler; ddim and ddpm are this package's, the others diffusers'. null: that of the checkpoint.
+        num_inference_steps: Steps of the sampler.
+        timestep_spacing: How the sampler's timesteps are spread over the training timesteps: leading, linspace,
+            trailing or, for ddim and ddpm, quadratic. null: that of the checkpoint.
+        eta: Noise of the sampler ddim: 0 is DDIM, 1 is DDPM on the same steps.
+        class_labels: Classes for a class-conditional model, used in turn: 3, or 1,4,7, or 0-9.
+        guidance_scale: Scale of classifier-free guidance; 1 is no guidance.
         batch_size: Images computed at once by each process.
-        show: Pictures of a few images in place of the images: denoising (a strip and a GIF of x_t and the predicted
-            x_0), interpolation (from each seed's noise to the next one's, by a sampler without noise) or grid.
-        format: png (a file each), npz (one file as ADM's) or parquet (a data set for load_dataset).
+        show: Draw a picture of a few images in place of the images themselves: denoising (a strip and a GIF of x_t and
+            the predicted x_0), interpolation (from the noise of each seed to that of the next, without added noise) or
+            grid.
+        format: Files to write: png (one for each image), npz (one file in ADM's layout) or parquet (a data set for
+            load_dataset).
         revision: Branch, tag or commit of a model on the Hub.
-        push_to_hub: OWNER/NAME of a data set on the Hub that the images become; for parquet.
-        hub_private_repo: Make the data set private where it is not there yet.
+        push_to_hub: OWNER/NAME of a data set on the Hub to push the images to; needs --format parquet.
+        hub_private_repo: Make the data set private when it is created.
         hub_license: License of the images, for the card of the data set.
         dtype: Floating-point type of the network.
-        compile: Run the network through torch.compile.
-        threads: CPU threads of each process; null shares the usable cores out.
-        quiet: No progress bar.
+        compile: Compile the network with torch.compile.
+        threads: CPU threads of each process; null divides the usable cores among the processes of this machine.
+        quiet: Show no progress bar.
     """
 
     model: str

@@ -205,8 +205,8 @@ def _described(name: str, images: Tensor, fingerprint: str) -> dict[str, Any]:
 
 
 def _described_reference(config: EvaluateConfig, fingerprint: str, num_images: int) -> dict[str, Any]:
-    treatment = {name: value for name, value in vars(config).items() if name.startswith("reference_")}
-    return {"name": config.reference, **treatment, "fingerprint": fingerprint, "num_images": num_images}
+    transform = {name: value for name, value in vars(config).items() if name.startswith("reference_")}
+    return {"name": config.reference, **transform, "fingerprint": fingerprint, "num_images": num_images}
 
 
 def _shows_progress(config: EvaluateConfig, accelerator: Accelerator) -> bool:

@@ -27,8 +27,8 @@ def show(
     Args:
         kind: one of `sample.PICTURES`.
         unet: the network.
-        scheduler: with its grid of times set.
-        seeds: of the images.
+        scheduler: with its timesteps set.
+        seeds: one for each image.
         labels: int64, one for each image, or None.
         options: as in `denoise`.
 

@@ -67,10 +67,10 @@ def read_checkpoint(
     """A file that ddpm-torch, ermongroup/ddim or pytorch_diffusion saved.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         recipe_path: The settings that it was trained with, `recipes.read_recipe`.
         sample_size: Side of its images, where no recipe says it.
-        norm_eps: Of the group norms, where it is not that of the project's newest code.
+        norm_eps: Epsilon of the group norms, if it differs from that of the project's newest code.
 
     Raises:
         ValueError: for what is not such a file, or not wholly, in one sentence.

@@ -47,11 +47,11 @@ class Batches:
 
     Args:
         data: The images.
-        batch_size: Of the global batch.
+        batch_size: Size of the global batch.
         timesteps: How timesteps are drawn.
         seed: All that is random here follows from it and the step (and from the losses where ``timesteps`` learns).
         random_flip: Mirror each image left to right with probability 1/2.
-        with_labels: Give their labels too, for a network that takes them.
+        with_labels: Return their labels too, for a class-conditional network.
         accelerator: Says which of how many processes this is, of how many micro-batches a step has, and the device.
         label_dropout: Probability with which an image's label is replaced by ``no_class``.
         no_class: The label that stands for "no class".
@@ -134,11 +134,11 @@ class Batches:
                 yield step, batches
 
     def learn(self, t: Tensor, losses: Tensor) -> None:
-        """Let the choice of timesteps know of a step's losses. All processes must call it.
+        """Tell the timestep sampler the losses of a step. All processes must call it.
 
         Args:
             t: Timesteps of all this process's micro-batches of the step, in their order.
-            losses: Of the same images.
+            losses: Losses of the same images.
         """
         if self.timesteps.learns:
             self.timesteps.update(*self._accelerator.gather((t, losses.detach())))

@@ -5,7 +5,7 @@
         labels.npy      int64 (N,), where there are labels; -1 where a row has none
         info.json       the shape, where the images come from, what was done to them, and the rows left out
 
-The key stands for the data set, its columns and the treatment. One process builds the folder under a lock and a
+The key stands for the data set, its columns and the transform. One process builds the folder under a lock and a
 temporary name, and renames it when it is complete and on the disk; all others wait for the lock, then map the file.
 A process that dies lets go of its lock, and the next one starts over.
 """
@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 
 from ddpm_hf.files import sync, sync_tree, temporary_name, written_whole
 
-# To be raised with every change of the files or of what a treatment does.
+# To be raised with every change of the files or of what a transform does.
 FORMAT = 1
 # Rows that a thread takes at a time, so that handing them over costs little beside decoding the smallest images.
 CHUNK = 16
@@ -60,7 +60,7 @@ class CorruptImageError(Exception):
 
 
 @dataclass(frozen=True)
-class Treatment:
+class Transform:
     """What is done to each image, in this order. Transparency is dropped.
 
     Args:
@@ -135,7 +135,7 @@ class Rows:
 
     Args:
         name: The data set, for messages.
-        dataset: Of :mod:`datasets`, map-style or streamed; images not decoded.
+        dataset: Data set of :mod:`datasets`, map-style or streamed; images not decoded.
         image_column: Holds the images.
         label_column: Holds the labels, integers; None where there are none.
     """
@@ -145,17 +145,17 @@ class Rows:
     image_column: str
     label_column: str | None
 
-    def read(self, row: dict[str, Any], treatment: Treatment, where: str) -> npt.NDArray[np.uint8]:
+    def read(self, row: dict[str, Any], transform: Transform, where: str) -> npt.NDArray[np.uint8]:
         """The image of ``row``, uint8 ``(C, H, W)``; ``where`` is for messages.
 
         Raises:
             CorruptImageError: it cannot be decoded.
-            ValueError: it cannot be read at all, or does not go with the treatment.
+            ValueError: it cannot be read at all, or does not go with the transform.
         """
         encoded = row[self.image_column]
         subject = f"the image in {self.place(row, where)} of {self.name!r}"
         try:
-            return treatment(decode(encoded))
+            return transform(decode(encoded))
         except OSError as error:
             raise ValueError(f"{subject} cannot be read: {error}") from error
         except ValueError as error:
@@ -216,14 +216,14 @@ def decode(encoded: dict[str, Any] | None) -> Image.Image:
 
 
 def cached_images(
-    rows: Rows, source: str, treatment: Treatment, folder: Path, on_corrupt: OnCorrupt, show_progress: bool = False
+    rows: Rows, source: str, transform: Transform, folder: Path, on_corrupt: OnCorrupt, show_progress: bool = False
 ) -> CachedImages:
     """The images of a data set from their cache, which is built first where it is missing.
 
     Args:
         rows: The data set, map-style.
         source: Fingerprint of the data set, a part of the key.
-        treatment: What is done to each image.
+        transform: What is done to each image.
         folder: Where the caches are.
         on_corrupt: Stop when all rows have been seen, or leave these images out.
         show_progress: Show a bar while this or another process builds the cache.
@@ -231,7 +231,7 @@ def cached_images(
     Raises:
         ValueError: an image does not go with the others or the settings, some are corrupt, or there is no room.
     """
-    key = json.dumps([FORMAT, source, rows.image_column, rows.label_column, asdict(treatment)])
+    key = json.dumps([FORMAT, source, rows.image_column, rows.label_column, asdict(transform)])
     stem = re.sub(r"[^\w.-]+", "_", Path(rows.name).stem)[-40:]
     cache = folder / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     try:
@@ -240,7 +240,7 @@ def cached_images(
             with _turn(cache, rows, show_progress):
                 if _open(cache) is None:  # not there, or cut short
                     with written_whole(cache) as building:
-                        _build(rows, treatment, building, on_corrupt, show_progress)
+                        _build(rows, transform, building, on_corrupt, show_progress)
                     sync(folder)
     except OSError as error:
         raise ValueError(
@@ -275,19 +275,19 @@ def _turn(cache: Path, rows: Rows, show_progress: bool) -> Iterator[None]:
         lock.release()
 
 
-def _build(rows: Rows, treatment: Treatment, building: Path, on_corrupt: OnCorrupt, show_progress: bool) -> None:
+def _build(rows: Rows, transform: Transform, building: Path, on_corrupt: OnCorrupt, show_progress: bool) -> None:
     """Make the folder, complete and on the disk."""
     building.mkdir()
-    info = _write(rows, treatment, building, show_progress)
+    info = _write(rows, transform, building, show_progress)
     _judge(rows, info["corrupt"], on_corrupt)
     (building / "info.json").write_text(json.dumps(info, indent=2) + "\n")
     (building / "rows_done").unlink()
     sync_tree(building)
 
 
-def _write(rows: Rows, treatment: Treatment, building: Path, show_progress: bool) -> dict[str, Any]:
+def _write(rows: Rows, transform: Transform, building: Path, show_progress: bool) -> dict[str, Any]:
     """Decode all rows in order into the folder, a few chunks in memory at a time."""
-    settled = settle(rows, treatment)
+    settled = settle(rows, transform)
     digest, labels, corrupt = hashlib.sha256(), array("q"), list[str]()
     with (building / "images.bin").open("wb") as file, _bar(rows, show_progress) as bar:
         for chunk in _decoded(rows, settled):
@@ -307,7 +307,7 @@ def _write(rows: Rows, treatment: Treatment, building: Path, show_progress: bool
     return {
         "name": rows.name,
         "columns": [rows.image_column, rows.label_column],
-        "treatment": asdict(treatment),
+        "treatment": asdict(transform),
         "pillow": PIL.__version__,
         "shape": shape,
         "fingerprint": hashlib.sha256(f"{shape}{digest.hexdigest()}".encode()).hexdigest()[:32],
@@ -315,24 +315,24 @@ def _write(rows: Rows, treatment: Treatment, building: Path, show_progress: bool
     }
 
 
-def settle(rows: Rows, treatment: Treatment) -> Treatment:
-    """The treatment with the shape that the first readable image gives; as it was where there is none."""
+def settle(rows: Rows, transform: Transform) -> Transform:
+    """The transform with the shape that the first readable image gives; as it was where there is none."""
     for index, row in enumerate(rows.dataset):
         try:
-            return replace(treatment, shape=rows.read(row, treatment, f"row {index}").shape)
+            return replace(transform, shape=rows.read(row, transform, f"row {index}").shape)
         except CorruptImageError:
             continue
-    return treatment
+    return transform
 
 
-def _decoded(rows: Rows, treatment: Treatment) -> Iterator[list[ReadRow]]:
+def _decoded(rows: Rows, transform: Transform) -> Iterator[list[ReadRow]]:
     """Chunks of rows, in order."""
 
     def work(first: int, chunk: list[dict[str, Any]]) -> list[ReadRow]:
         results: list[ReadRow] = []
         for index, row in enumerate(chunk, first):
             try:
-                results.append((rows.read(row, treatment, f"row {index}"), rows.label(row)))
+                results.append((rows.read(row, transform, f"row {index}"), rows.label(row)))
             except CorruptImageError as error:
                 results.append((f"{rows.place(row, f'row {index}')}: {error}", -1))
         return results

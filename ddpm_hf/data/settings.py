@@ -1,4 +1,4 @@
-"""The settings of a data set: which images, and what is done to them."""
+"""The settings of a data set: which images to load, and how to transform them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +13,21 @@ class DataConfig:
 
     Args:
         name: "digits" (the embedded 8x8 digits), a parquet file, a folder of images, or the id of a Hub data set.
-        config: The configuration of a data set that has several.
+        config: Configuration of the data set, if it has several.
         split: The part of the data set to train on, such as "train" or "train[:1000]".
         revision: Branch, tag or commit of a Hub data set.
-        image_column: The column of images; null for the only one of that type.
-        label_column: The column of class labels, 0 or more; null for the only one of that type, if there is one.
-        channels: 1 makes the images grey and 3 coloured; null keeps what the first image has.
-        center_crop: Cut a square out of the middle first: an integer is its side, true the largest one.
-        resolution: Side of the square that images are then resized to; null keeps their size.
-        resize_filter: How images are resized; all of these look at every pixel when they shrink an image.
+        image_column: Column of images; null chooses the only column of that type.
+        label_column: Column of class labels, 0 or more; null chooses the only column of that type, if there is one.
+        channels: Convert images to 1 (grey) or 3 (RGB) channels; null keeps the number of the first image.
+        center_crop: First cut a square out of the middle: an integer is its side in pixels, true takes the largest.
+        resolution: Then resize images to a square of this side; null keeps their size.
+        resize_filter: Filter for resizing; all of them antialias.
         random_flip: Mirror each image left to right with probability 1/2.
-        on_corrupt: What images that cannot be decoded do: stop the run with their names, or be left out and counted. In
-            a stream one that is left out is replaced by the next of its batch.
-        cache_dir: Where decoded images are kept between runs; null for the Hugging Face cache.
-        streaming: Read the images anew in each run and keep none, for sets that do not fit on the disk.
-        shuffle_buffer: Images among which a streamed set is shuffled, held encoded in the memory of every process.
+        on_corrupt: What to do about images that cannot be decoded: error stops and names them, skip leaves them out and
+            counts them. In a stream, a skipped image is replaced by the next one of its batch.
+        cache_dir: Folder where decoded images are kept between runs; null for the Hugging Face cache.
+        streaming: Read the images again in each run and store none, for data sets that do not fit on the disk.
+        shuffle_buffer: Size of the buffer that shuffles a streamed data set; each process holds its images, encoded.
     """
 
     name: str = "digits"

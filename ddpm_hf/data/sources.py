@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
-from ddpm_hf.data.image_cache import Rows, Treatment, cached_images
+from ddpm_hf.data.image_cache import Rows, Transform, cached_images
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.streaming import StreamedImages
 from ddpm_hf.randomness import random_stream
@@ -109,7 +109,7 @@ def load_cached_images(config: DataConfig, show_progress: bool = False) -> Image
     dataset, source = _load(config)
     rows = _rows(config, dataset)
     folder = config.cache_dir or Path(HF_HOME) / "ddpm_hf" / "images"
-    cached = cached_images(rows, source, _treatment(config), folder, config.on_corrupt, show_progress)
+    cached = cached_images(rows, source, _transform(config), folder, config.on_corrupt, show_progress)
 
     labels, num_classes = cached.labels, _num_classes(rows)
     if labels is not None:
@@ -133,7 +133,7 @@ def _stream(config: DataConfig) -> StreamedImages:
             f"data.label_column {rows.label_column!r} of {config.name!r} holds plain integers, whose number of classes "
             "is not known in a stream; give data.streaming false, or a column of the type ClassLabel"
         )
-    return StreamedImages(rows, source, _treatment(config), num_classes, config.shuffle_buffer, config.on_corrupt)
+    return StreamedImages(rows, source, _transform(config), num_classes, config.shuffle_buffer, config.on_corrupt)
 
 
 def _load(config: DataConfig) -> tuple[Any, str]:
@@ -217,8 +217,8 @@ def _num_classes(rows: Rows) -> int | None:
     return kind.num_classes if isinstance(kind, datasets.ClassLabel) else None
 
 
-def _treatment(config: DataConfig) -> Treatment:
-    return Treatment(config.channels, config.center_crop, config.resolution, config.resize_filter)
+def _transform(config: DataConfig) -> Transform:
+    return Transform(config.channels, config.center_crop, config.resolution, config.resize_filter)
 
 
 def batch_indices(step: int, batch_size: int, num_images: int, seed: int) -> npt.NDArray[np.int64]:

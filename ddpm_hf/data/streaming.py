@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ddpm_hf.data.image_cache import WORKERS, CorruptImageError, OnCorrupt, Rows, Treatment, settle
+from ddpm_hf.data.image_cache import WORKERS, CorruptImageError, OnCorrupt, Rows, Transform, settle
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class StreamedImages:
     Args:
         rows: The data set, streamed.
         source: Stands for the data set's files.
-        treatment: What is done to each image; not yet settled.
+        transform: What is done to each image; not yet settled.
         num_classes: Labels are below it; None without labels.
         shuffle_buffer: Rows among which the stream is shuffled.
         on_corrupt: See above.
@@ -48,7 +48,7 @@ class StreamedImages:
     Attributes:
         name: The data set.
         shape: ``(C, H, W)``, from the first readable image.
-        fingerprint: A hash of ``source``, the treatment and the buffer.
+        fingerprint: A hash of ``source``, the transform and the buffer.
 
     Raises:
         ValueError: there is no readable image, or the first does not go with the settings.
@@ -58,17 +58,17 @@ class StreamedImages:
         self,
         rows: Rows,
         source: str,
-        treatment: Treatment,
+        transform: Transform,
         num_classes: int | None,
         shuffle_buffer: int,
         on_corrupt: OnCorrupt,
     ) -> None:
         self._rows = rows
         try:
-            self._treatment = settle(rows, treatment)
+            self._transform = settle(rows, transform)
         except OSError as error:
             raise ValueError(_unreadable(rows, error)) from error
-        if self._treatment.shape is None:
+        if self._transform.shape is None:
             raise ValueError(
                 f"the data set {rows.name!r} has no image that can be decoded; see data.name and data.split"
             )
@@ -77,9 +77,9 @@ class StreamedImages:
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="decoding")
 
         self.name = rows.name
-        self.shape = self._treatment.shape
+        self.shape = self._transform.shape
         self.num_classes = num_classes
-        parts = [source, rows.image_column, rows.label_column, asdict(treatment), shuffle_buffer, self.shape]
+        parts = [source, rows.image_column, rows.label_column, asdict(transform), shuffle_buffer, self.shape]
         self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
         self._seed: int | None = None  # of the stream that is open
@@ -110,7 +110,7 @@ class StreamedImages:
             row = rows[other % len(rows)]
             where = f"sample {other % len(rows)} of step {step}"
             try:
-                pixels = self._rows.read(row, self._treatment, where)
+                pixels = self._rows.read(row, self._transform, where)
             except CorruptImageError as error:
                 problem = f"the image in {self._rows.place(row, where)} of {self.name!r} cannot be decoded: {error}"
                 if self._on_corrupt == "error":

@@ -1,4 +1,4 @@
-"""What can be chosen of the mathematics by name, and where each choice is; nothing here loads torch.
+"""The parts of the mathematics that settings choose by name, and where each stands; nothing here loads torch.
 
 A place is "module:name", for `pkgutil.resolve_name`.
 """
@@ -29,7 +29,7 @@ LOSSES: Final = ("simple", "kl", "hybrid")
 Dhariwal 2021, eq. 16)."""
 
 LOSS_WEIGHTINGS: Final = ("none", "min_snr", "p2")
-"""Of the squared error: `min_snr` is Hang et al. 2023 (eq. 9), `p2` is Choi et al. 2022 (eq. 8)."""
+"""The weights of the squared error: `min_snr` is Hang et al. 2023 (eq. 9), `p2` is Choi et al. 2022 (eq. 8)."""
 
 TIMESTEP_SAMPLERS: Final = {
     "uniform": "ddpm_hf.diffusion.timestep_sampling:TimestepSampler",

@@ -14,7 +14,7 @@ HISTORY = 10
 """Losses remembered of each timestep (Nichol & Dhariwal 2021, section 3.3)."""
 
 UNIFORM_SHARE = 0.001
-"""Of the probability, kept for all timesteps alike so that none is forgotten, as in Nichol & Dhariwal's code."""
+"""Probability that is shared evenly by all timesteps, so that none is forgotten, as in Nichol & Dhariwal's code."""
 
 Array = npt.NDArray[Any]
 

@@ -18,7 +18,7 @@ from huggingface_hub import CardData, DatasetCard, DatasetCardData, EvalResult, 
 from ddpm_hf.metrics.table import IN_COMMAND, SCORES
 
 LICENSE = "apache-2.0"
-"""Of models and samples for which no other is given."""
+"""License of models and samples for which no other is given."""
 TASK = "unconditional-image-generation"
 BY = "ddpm_hf"
 """Marks scores of ours, which the next push replaces."""
@@ -26,11 +26,11 @@ BY = "ddpm_hf"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a model's card tells of.
+    """The facts that a model's card states.
 
     Args:
         repository: OWNER/NAME.
-        license: Of the model, as the Hub abbreviates it.
+        license: License of the model, as the Hub abbreviates it.
         unet: Config of the network.
         config: Settings of the training run.
         results: metrics.json of the run; empty before its end.
@@ -104,7 +104,7 @@ def dataset_card(repository: str, manifest: dict[str, Any], license: str, presen
     Args:
         repository: OWNER/NAME.
         manifest: The manifest.json of the samples, as it is published.
-        license: Of the images.
+        license: License of the images.
         present: The README that is there, if any.
     """
     made = manifest["settings"]

@@ -52,11 +52,11 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class BitsPerDim:
-    """Of each image, in float64.
+    """Bits per dimension of each image, in float64.
 
     Args:
         values: (N,).
-        terms: of the bound, (N, T + 1): those of t = 0 .. T-1, and L_T. None from other methods.
+        terms: terms of the variational bound, (N, T + 1): those of t = 0 .. T-1, and L_T. None for other methods.
     """
 
     values: Tensor
@@ -64,12 +64,12 @@ class BitsPerDim:
 
     @property
     def mean(self) -> float:
-        """Over the images."""
+        """Mean over the images."""
         return float(self.values.mean())
 
     @property
     def standard_error(self) -> float:
-        """Of the mean, as an estimate for all images of their kind: by chance of the images and of the noise."""
+        """Standard error of the mean, from the spread over images, which includes that of the noise."""
         return float(self.values.std()) / math.sqrt(len(self.values))
 
 

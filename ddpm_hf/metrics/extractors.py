@@ -22,8 +22,8 @@ class Source:
 
     Args:
         file: Its name in the folder of weights.
-        url: Of its publisher.
-        sha256: Of its content; None where no publisher says. The hash of the file at hand is in every result.
+        url: URL at its publisher.
+        sha256: Hash of its content; None where the publisher gives none. Every result names the hash of the file used.
     """
 
     file: str
@@ -53,8 +53,8 @@ class Extractor(nn.Module):
     """Images, uint8 ``(N, C, H, W)``, to features, float32 ``(N, D)``; frozen.
 
     Args:
-        name: As given.
-        sha256: Of the file of weights.
+        name: Name that the user gave.
+        sha256: Hash of the file of weights.
     """
 
     has_classes = False

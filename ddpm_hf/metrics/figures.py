@@ -44,7 +44,7 @@ def save_bound(path: Path, terms: Tensor) -> None:
     """Draw the terms of the variational bound over time, as in figure 2 of Nichol & Dhariwal 2021.
 
     Args:
-        path: Of the PNG.
+        path: Path of the PNG file.
         terms: ``(N, T + 1)`` in bits/dim, those of `BitsPerDim`; their means are drawn.
     """
     from matplotlib.figure import Figure

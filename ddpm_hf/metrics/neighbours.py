@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 BLOCK_BYTES = 2**28
-"""Of one matrix of distances; a few of them are alive at a time."""
+"""Size of one matrix of distances; a few of them are in memory at a time."""
 
 
 def squared_distance_to_kth_neighbour(points: Tensor, k: int, block_bytes: int = BLOCK_BYTES) -> Tensor:
-    """Of each point to its k-th nearest other one, float64 ``(N,)``, of points ``(N, D)`` with N above k."""
+    """From each of the points ``(N, D)`` to its k-th nearest other one, float64 ``(N,)``; N is above k."""
     found = []
     for rows, near, slack in _blocks(points, points, block_bytes):
         # A point is its own nearest neighbour, so the k-th other one is the (k + 1)-th of all.
@@ -38,7 +38,7 @@ def balls_and_points(
         points: ``(N, D)``.
         centres: ``(M, D)`` of closed balls.
         squared_radii: float64 ``(M,)``.
-        block_bytes: Of one matrix of distances.
+        block_bytes: Size of one matrix of distances.
 
     Returns:
         int64 ``(N,)``, in how many balls each point lies; bool ``(M,)``, whether a ball holds any point.

@@ -45,7 +45,7 @@ class FeatureExtraction:
     show_progress: bool = False
 
     def kept(self, images: Tensor, fingerprint: str) -> Tensor:
-        """Of images that are wanted again: from the file of an earlier call, or computed and kept.
+        """Features of images that will be used again: from the file of an earlier call, or computed and saved.
 
         Args:
             images: uint8 ``(N, C, H, W)``.
@@ -68,7 +68,7 @@ class FeatureExtraction:
         return features
 
     def of(self, images: Tensor) -> Tensor:
-        """Of images, uint8 ``(N, C, H, W)``.
+        """Features of images, uint8 ``(N, C, H, W)``.
 
         Raises:
             ValueError: the extractor takes other images, or gives numbers that are not finite.
@@ -120,7 +120,7 @@ class Statistics:
 
     @classmethod
     def of(cls, features: Tensor, extractor: Extractor, image_shape: tuple[int, ...]) -> "Statistics":
-        """Of features ``(N, D)``."""
+        """Statistics of features ``(N, D)``."""
         return cls(*mean_and_covariance(features), extractor.sha256, image_shape)
 
     @classmethod

@@ -36,7 +36,7 @@ def plain_table(results: Results) -> str:
 def nearest_picture(fake: Tensor, fake_features: Tensor, real: Tensor, real_features: Tensor) -> Image:
     """Some samples, a row each: the sample on the left, then its nearest real images, nearest first.
 
-    A sample that is the same as its nearest neighbour has been learnt by heart. Which samples are shown is left to
+    A sample that is the same as its nearest neighbour has been memorised. Which samples are shown is left to
     chance, from a fixed seed.
 
     Args:

@@ -32,7 +32,7 @@ class PNGFolder:
         self.folder = folder
 
     def path(self, seed: int) -> Path:
-        """Of the image of a seed."""
+        """Path of the image of a seed."""
         return self.folder / f"{seed - seed % IMAGES_PER_FOLDER:06d}" / f"{seed:06d}.png"
 
     def missing(self, seeds: Iterable[int]) -> list[int]:

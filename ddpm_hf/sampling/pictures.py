@@ -59,12 +59,12 @@ def denoising_path(
 
 
 def denoising_strip(samples: Tensor, predictions: Tensor, columns: int = 11) -> Image.Image:
-    """Of each image two rows, x_t above the predicted x_0, at times evenly chosen from first to last.
+    """Two rows for each image, x_t above the predicted x_0, at timesteps evenly chosen from first to last.
 
     Args:
-        samples: uint8 (S + 1, B, C, H, W), of `denoising_path`.
-        predictions: of the same shape.
-        columns: at most so many times.
+        samples: uint8 (S + 1, B, C, H, W), from `denoising_path`.
+        predictions: the same shape.
+        columns: largest number of timesteps shown.
     """
     times = torch.linspace(0, len(samples) - 1, min(columns, len(samples))).round().long()
     rows = torch.stack([samples[times], predictions[times]]).permute(2, 0, 1, 3, 4, 5)  # image, kind, time
@@ -94,7 +94,7 @@ def interpolation(
 
     Args:
         unet: the network.
-        scheduler: a deterministic one, with its grid of times set.
+        scheduler: a deterministic one, with its timesteps set.
         seeds: two or more.
         options: as in `denoise`.
         class_labels: int64, one for each seed; a row has that of its first.

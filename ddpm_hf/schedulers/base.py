@@ -47,7 +47,7 @@ class SchedulerOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped
 
 
 class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
-    """What both schedulers share: tables, time grids, the forward process, the prediction of x_0."""
+    """What both schedulers share: tables, timestep spacing, the forward process, the prediction of x_0."""
 
     _compatibles: ClassVar = [e.name for e in KarrasDiffusionSchedulers]
     order = 1

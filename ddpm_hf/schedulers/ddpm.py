@@ -28,7 +28,7 @@ class DDPMScheduler(GaussianScheduler):
         prediction_type: what the network outputs: epsilon, sample, v_prediction or posterior_mean.
         thresholding: dynamic thresholding in place of clipping.
         dynamic_thresholding_ratio: its quantile, 0 .. 1.
-        clip_sample_range: the bound of clipping.
+        clip_sample_range: limit of clipping.
         sample_max_value: the largest threshold, above 1.
         timestep_spacing: leading, linspace, trailing or quadratic. `quadratic` is kept as `_timestep_spacing`, beside a
             `timestep_spacing` of `leading`, so that plain diffusers can use the saved config.
@@ -59,7 +59,7 @@ class DDPMScheduler(GaussianScheduler):
 
     @property
     def variance_type(self) -> str:
-        """Of the noise that a step adds."""
+        """The kind of variance of the noise that a step adds."""
         return str(self.config.variance_type)
 
     def _warn_of_bad_grid(self, is_leading: bool) -> None:

@@ -30,10 +30,10 @@ def draw_strip(
     """Points on their way back from noise (above), and data on its way there (below), at the same times.
 
     Args:
-        path: Of a PNG.
+        path: Path of the PNG file.
         times: From T-1 to -1, clean data.
-        backward: (N, 2) of each time.
-        forward: the same.
+        backward: points (N, 2) at each time, on the way from noise.
+        forward: points (N, 2) at each time, on the way to noise.
         panels: How many times are shown, at most.
     """
     chosen = _moments(len(times), panels)

@@ -23,8 +23,9 @@ class ToyConfig:
     """Settings of the toy.
 
     Args:
-        data: gaussian8 (a ring of 8 spots), gaussian25 (a grid of them), swissroll or two_moons.
-        output: Folder for the pictures; null is runs/toy/ and the data's name.
+        data: Distribution of the points: gaussian8 (a ring of 8 spots), gaussian25 (a grid of 25), swissroll or
+            two_moons.
+        output: Folder for the pictures; null means runs/toy/ and the data's name.
         seed: Everything random follows from it.
         steps: Training steps.
         batch_size: Points per step.
@@ -34,9 +35,9 @@ class ToyConfig:
         num_train_timesteps: T, the number of timesteps from data to noise.
         scheduler: The sampler, as in ddpm-hf-sample.
         num_inference_steps: Steps of the sampler.
-        num_points: Points to draw, and to compare with as many of the data.
+        num_points: Number of points to draw; they are compared with as many points of the data.
         threads: CPU threads.
-        quiet: No progress bar.
+        quiet: Show no progress bar.
     """
 
     data: str = "gaussian8"

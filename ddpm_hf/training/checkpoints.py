@@ -38,13 +38,13 @@ class TrainingState:
 
     Args:
         unet: The network; its parameters may be sharded (``fully_shard``).
-        optimizer: Of its parameters.
-        ema: Their averages.
+        optimizer: Optimizer of the network's parameters.
+        ema: Averages of the parameters.
         timesteps: How timesteps are drawn.
-        scaler: Of the loss, in float16 only.
+        scaler: Scaler of the loss; in float16 only.
         step: Steps done.
         skipped: Steps skipped so far, because the gradient was not finite.
-        skipped_in_a_row: Those since the last one that was not.
+        skipped_in_a_row: Steps skipped since the last one that was taken.
         best: Scores and step of the best evaluation so far.
     """
 

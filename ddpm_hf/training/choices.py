@@ -1,4 +1,4 @@
-"""What can be chosen of the training by name, with its place as "module:name"; nothing here loads torch."""
+"""The parts of training that settings choose by name, each as "module:name"; nothing here loads torch."""
 
 from typing import Final
 

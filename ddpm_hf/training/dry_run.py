@@ -35,10 +35,10 @@ def shortened(config: Config, folder: Path) -> Config:
 
 
 def dry_run(config: Config, accelerator: Accelerator, train: Callable[[Run], None]) -> None:
-    """Go through a whole run in small, and print what the full one would cost.
+    """Take a few steps, save, draw and score, and print what the full run would cost.
 
     Args:
-        config: Of the full run.
+        config: Settings of the full run.
         accelerator: Its processes.
         train: The loop.
     """
@@ -61,10 +61,10 @@ def cost_of(config: Config, folder: Path, seconds: dict[str, float], processes: 
     """What the full run costs, from the figures of the short one.
 
     Args:
-        config: Of the full run.
-        folder: Of the short run.
-        seconds: That the short run spent, by kind.
-        processes: Of both.
+        config: Settings of the full run.
+        folder: Folder of the short run.
+        seconds: Time that the short run spent, by kind of work.
+        processes: Number of processes, the same in both runs.
     """
     training, evaluation = config.training, config.evaluation
     lines = read_log(folder / "metrics.jsonl")

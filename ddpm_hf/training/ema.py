@@ -51,7 +51,7 @@ class EMA:
         """Within the context the network holds the averages; after it, bit for bit the weights that it had.
 
         Args:
-            decay: Of which average; None for the first.
+            decay: Decay of the average to use; None for the first one.
         """
         averages = self.averages[next(iter(self.averages)) if decay is None else decay]
         self._swap(averages)

@@ -30,12 +30,12 @@ class SampleEvaluation:
     Args:
         config: The run's settings.
         data: Its training images.
-        sampler: A scheduler with its grid of timesteps.
+        sampler: A scheduler with its timesteps set.
         accelerator: Its processes share the work.
         show_progress: A bar while images are drawn.
 
     Raises:
-        ValueError: the settings ask for scores that cannot be had.
+        ValueError: the settings ask for scores that cannot be computed.
     """
 
     def __init__(

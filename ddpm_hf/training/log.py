@@ -54,7 +54,7 @@ class MetricsLog:
         """Remember a step.
 
         Args:
-            losses: Of this process's images, ``(b,)``.
+            losses: Losses of this process's images, ``(b,)``.
             t: Their timesteps.
             grad_norm: The norm of the gradient before it was clipped; None if the step was skipped.
             weights: What each loss counts in the means; None for all alike.

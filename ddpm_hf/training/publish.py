@@ -41,7 +41,7 @@ def model_push(run: Path, repository: str, license: str, checkpoint: Path | None
     Args:
         run: The folder.
         repository: OWNER/NAME.
-        license: Of the model.
+        license: License of the model.
         checkpoint: Whose pipeline it is in place of that of the run's end.
 
     Raises:
@@ -124,16 +124,16 @@ def download_checkpoint(resume: str) -> Path:
 
 
 class Publisher:
-    """Pushes a run's states one after the other in a thread beside it. What fails is told at the end, not raised.
+    """Pushes a run's states one after the other in a thread beside it. Failures are reported at the end, not raised.
 
     While one push is under way a newer one waits, and an even newer one takes its place: all hold everything.
 
     Args:
         run: The run's folder.
-        repository: Where to; already prepared.
+        repository: The repository to push to; already prepared.
         strategy: "end" pushes when all is done, "every_save" also the model of each checkpoint, "checkpoints" also the
             checkpoints themselves.
-        license: Of the model.
+        license: License of the model.
     """
 
     def __init__(self, run: Path, repository: Repository, strategy: Strategy, license: str) -> None:

@@ -28,21 +28,21 @@ from ddpm_hf.training.report import described, results_of
 from ddpm_hf.training.setup import Setup, shows_progress
 
 TIME_TO_STOP = 20
-"""Seconds that a push may take when a run ends early: who sends a signal seldom waits for more than 30."""
+"""Seconds that a push may take when a run ends early: whoever sends a signal seldom waits longer than 30."""
 
 
 class Stopped(Exception):
-    """A signal came; the step is done and saved."""
+    """A signal asked the run to stop; the step was finished and saved."""
 
 
 class Run:
-    """A run that has begun: its folder is made, and what will happen is said.
+    """A run that has begun: its folder exists, and a summary of the run has been printed.
 
     Args:
-        setup: Its parts.
+        setup: The parts of the run.
 
     Attributes:
-        seconds: Spent so far, by kind.
+        seconds: Time spent so far, by kind of work.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -128,16 +128,16 @@ class Run:
             yield
 
     def set_learning_rate(self, step: int) -> None:
-        """That of the schedule."""
+        """Set the learning rate of the schedule."""
         for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config.training)
 
     def count(self, micro_batches: Sequence[Batch], losses: Sequence[Tensor], grad_norm: float | None) -> None:
-        """A step is done: remember its losses for the log and for the choice of timesteps.
+        """Count a step as done, and remember its losses for the log and for the choice of timesteps.
 
         Args:
             micro_batches: Its micro-batches.
-            losses: Of their images, ``(b,)`` each.
+            losses: Losses of their images, ``(b,)`` each.
             grad_norm: The norm of the gradient before it was clipped; None if the step was skipped.
         """
         all_losses, all_t = torch.cat(list(losses)), torch.cat([batch.t for batch in micro_batches])

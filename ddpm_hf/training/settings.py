@@ -37,35 +37,37 @@ class TrainingConfig:
         steps: Optimizer steps.
         batch_size: Images per optimizer step, over all processes and accumulation steps together.
         gradient_accumulation_steps: Forward and backward passes per optimizer step, to save memory.
-        optimizer: Adam, or AdamW with its decoupled weight decay.
-        learning_rate: Its value after the warm-up.
+        optimizer: adam, or adamw with decoupled weight decay.
+        learning_rate: Learning rate after the warm-up.
         betas: Decay rates of the optimizer's first and second moments.
         weight_decay: Weight decay of the optimizer.
-        lr_schedule: After the warm-up: constant, or down to zero at the last step along a half cosine or a line.
+        lr_schedule: Learning rate after the warm-up: constant, or falling to zero at the last step along a half cosine
+            (cosine) or a line (linear).
         warmup_steps: Steps of linear warm-up of the learning rate.
         max_grad_norm: Gradients of a larger norm are scaled down to it; .inf switches this off.
-        max_skipped_steps: Steps in a row that may be skipped for a loss or gradient that is not finite.
-        ema_decay: Decay of the average of the weights, reached by min(decay, (1 + n) / (10 + n)). Of several, the first
-            is the one that sampling uses; the others are saved beside it.
-        loss: simple (squared error), kl (the variational bound in bits/dim), or hybrid (simple, and the bound for a
-            learned variance).
-        vlb_weight: What the bound counts in hybrid.
-        loss_weighting: Of the squared error: none (every timestep counts alike), min_snr (Hang et al., 2023) or p2
-            (Choi et al., 2022).
-        min_snr_gamma: The gamma of min_snr.
-        p2_gamma: The gamma of p2.
-        timestep_sampling: uniform; stratified (spread evenly over the batch); or importance (in proportion to the last
-            losses at each timestep, which then count less).
+        max_skipped_steps: Consecutive steps that may be skipped because a loss or gradient is not finite; more stop the
+            run.
+        ema_decay: Decay of the average of the weights; step n uses min(decay, (1 + n) / (10 + n)). If a list is given,
+            sampling uses the first average, and the others are saved beside it.
+        loss: simple (squared error), kl (the variational bound in bits/dim), or hybrid (simple, plus the variational
+            bound for a learned variance).
+        vlb_weight: Weight of the variational bound in hybrid.
+        loss_weighting: Weights of the timesteps in the squared error: none (all equal), min_snr (Hang et al., 2023) or
+            p2 (Choi et al., 2022).
+        min_snr_gamma: Gamma of min_snr.
+        p2_gamma: Gamma of p2.
+        timestep_sampling: How training timesteps are drawn: uniform; stratified (spread evenly over the batch); or
+            importance (in proportion to recent losses, with weights that keep the expected loss the same).
         label_dropout: Probability with which an image is trained without its class, for classifier-free guidance; the
             last of model.num_class_embeds then stands for "no class".
         log_every: Steps between two lines of metrics.jsonl.
-        trackers: Where metrics and sample grids go besides metrics.jsonl.
+        trackers: Experiment trackers that receive metrics and sample grids, besides metrics.jsonl.
         checkpoint_every: Steps between two checkpoints; null keeps only the last step's.
-        checkpoints_total_limit: Checkpoints to keep; an older one is removed after a newer one is complete.
+        checkpoints_total_limit: Number of checkpoints to keep; the oldest is removed once a newer one is complete.
         sample_every: Steps between two grids of samples, always from the same seeds; null draws none.
-        compile: Let torch.compile fuse the network's operations.
-        channels_last: Keep images and weights in the order (batch, height, width, channel).
-        gradient_checkpointing: Compute the inside of each block again for the backward pass, to save memory.
+        compile: Compile the network with torch.compile.
+        channels_last: Store images and weights in the order (batch, height, width, channel).
+        gradient_checkpointing: Compute the activations inside each block again in the backward pass, to save memory.
         tf32: Let float32 products on NVIDIA GPUs be rounded to 10 bits of mantissa, which is faster.
     """
 
@@ -131,23 +133,23 @@ class EvaluationConfig:
     """The images drawn at the end with the averaged weights, and how they are scored.
 
     Args:
-        metrics: How the images are compared with all the training images; some of {metrics}.
-        extractor: The feature network in which they are scored: digits (of the embedded digits), inception, dinov2,
-            vgg16, a TorchScript file, or the folder or Hub id of a vision transformer. null: no scores.
-        extractor_weights: The file of its weights, in place of the usual one.
-        held_out_split: A part of the data set that is not trained on; as many of its images as are drawn are scored
-            too, which says what a perfect model would get. null: none are.
+        metrics: Metrics that compare the images with all the training images: {metrics}.
+        extractor: Feature network of the metrics: digits (for the embedded digits), inception, dinov2, vgg16, a
+            TorchScript file, or the folder or Hub id of a vision transformer. null: no scores.
+        extractor_weights: File of the feature network's weights, in place of the default one.
+        held_out_split: Split that is not trained on. As many of its images as are drawn are scored too, as an estimate
+            of a perfect model's scores. null: no such scores.
         num_images: Images to draw.
         sampler: The sampler that draws them, as in ddpm-hf-sample.
         num_inference_steps: Steps of the sampler.
-        timestep_spacing: How those steps lie on the training steps.
+        timestep_spacing: How the sampler's timesteps are spread over the training timesteps.
         eta: Noise of the sampler ddim: 0 is DDIM, 1 is DDPM on the same steps.
-        guidance_scale: Classifier-free guidance, for training with label_dropout; 1 is none.
+        guidance_scale: Scale of classifier-free guidance, for models trained with label_dropout; 1 is no guidance.
         batch_size: Images drawn at a time, per process.
-        grid_images: How many of the first images the grids of samples show.
+        grid_images: Number of images in a grid of samples.
         every: Steps between two rounds of drawing and scoring during training; the weights with the best score are kept
             in best/, and samples/fid.png (named after the score) shows all rounds. null: scores at the end only.
-        best_by: The score by which the best weights are chosen; one that evaluation.metrics give.
+        best_by: Score by which the best weights are chosen; one of those that evaluation.metrics give.
     """
 
     metrics: list[TrainingMetric] = field(default_factory=lambda: ["fid", "precision_recall"])
@@ -186,24 +188,24 @@ class EvaluationConfig:
 class Config:
     """All the settings of a run.
 
-    A token of the Hub is none of them: they are written to files, and these are pushed.
+    The Hub's token is not among them, because settings are written to files that may be pushed.
 
     Args:
-        output_dir: Where the run goes, and where it goes on.
+        output_dir: Folder of the run; the same folder resumes it.
         seed: Everything random in the run follows from it.
-        threads: CPU threads of each process; null shares the usable cores out over the processes of this machine.
-        quiet: No progress bars; the scores are still printed.
-        resume: auto goes on from the newest complete checkpoint in output_dir, if there is one; never starts anew and
-            replaces what is there; a path goes on from that checkpoint, and hub:OWNER/NAME[@REVISION] from the one that
-            a run with the hub_strategy checkpoints has put on the Hub, or from a newer one in output_dir.
-        dry_run: Take a few steps, save, draw and score a tiny sample, and print what the full run would cost; leave
-            nothing.
+        threads: CPU threads of each process; null divides the usable cores among the processes of this machine.
+        quiet: Show no progress bars; the scores are still printed.
+        resume: auto resumes from the newest complete checkpoint in output_dir, if there is one; never starts a new run
+            and replaces what is there; a path resumes from that checkpoint; hub:OWNER/NAME[@REVISION] resumes from the
+            checkpoint that a run with --hub_strategy checkpoints has pushed, or from a newer one in output_dir.
+        dry_run: Take a few steps, save, draw and score a tiny sample, print what the full run would cost, and delete
+            everything again.
         push_to_hub: Push the model to hub_model_id.
-        hub_model_id: OWNER/NAME of the model on the Hub; it is made where it is not there yet.
-        hub_private_repo: Make the model private where it is made.
+        hub_model_id: OWNER/NAME of the model on the Hub; it is created if it does not exist.
+        hub_private_repo: Make the repository private when it is created.
         hub_license: License of the model, for its card.
-        hub_strategy: end pushes when all is done; every_save also pushes the model of each checkpoint; checkpoints also
-            pushes the newest checkpoint itself, to a branch of that name, from which another machine can resume.
+        hub_strategy: end pushes at the end of the run; every_save also pushes the model of each checkpoint; checkpoints
+            also pushes the newest checkpoint itself, to a branch of that name, from which another machine can resume.
         data: The images.
         model: All the keyword arguments of UNet2DModel.
         diffusion: All the keyword arguments of DDPMScheduler.

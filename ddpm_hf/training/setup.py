@@ -41,14 +41,14 @@ class Setup:
         config: All settings.
         accelerator: The processes.
         data: The training images.
-        scheduler: The process that is trained.
+        scheduler: The diffusion process to train.
         saved_scheduler: The scheduler of the pipelines that are saved.
         model: The network as accelerate has wrapped it.
         state: What the steps change, the network itself included; a checkpoint is in it already.
         batches: The batch of each step.
-        evaluation: Draws and scores.
-        checkpoints: Those of this run.
-        repository: Where it is pushed to.
+        evaluation: Draws images and scores them.
+        checkpoints: Checkpoints of this run.
+        repository: Repository that the run is pushed to, if any.
         history: What each resume has changed.
         environment: Machine, versions, processes.
         notes: Sentences for the user.
@@ -85,7 +85,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     Args:
         config: All settings.
         accelerator: The processes.
-        data: Images at hand, in place of those that the settings name.
+        data: A source of images to use in place of the data set that the settings name.
 
     Raises:
         ValueError: settings, data, launcher or checkpoint do not go together.
@@ -157,7 +157,7 @@ def shows_progress(config: Config, accelerator: Accelerator) -> bool:
 
 
 def evaluation_sampler(config: Config, scheduler: DDPMScheduler, accelerator: Accelerator) -> Any:
-    """The sampler of the settings, with its grid of timesteps.
+    """The sampler of the settings, with its timesteps set.
 
     Raises:
         ValueError: it would start at images that are nearly clean.

@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.cache import mapping
 from ddpm_hf.data import image_cache
-from ddpm_hf.data.image_cache import CachedImages, Rows, Treatment, cached_images
+from ddpm_hf.data.image_cache import CachedImages, Rows, Transform, cached_images
 
 # A forked process starts at once and inherits what a test has put in place of our functions.
 FORK = multiprocessing.get_context("fork")
@@ -49,20 +49,20 @@ def rows_of(contents: list[bytes | None], labels: list[int] | None = None) -> Ro
     return Rows("the set", dataset, "image", None if labels is None else "label")
 
 
-def cache_of(folder: Path, rows: Rows, treatment: Treatment | None = None, on_corrupt: Any = "error") -> CachedImages:
-    return cached_images(rows, "source", treatment or Treatment(), folder, on_corrupt)
+def cache_of(folder: Path, rows: Rows, transform: Transform | None = None, on_corrupt: Any = "error") -> CachedImages:
+    return cached_images(rows, "source", transform or Transform(), folder, on_corrupt)
 
 
-def one(folder: Path, image: Image.Image, **treatment: Any) -> np.ndarray:
+def one(folder: Path, image: Image.Image, **transform: Any) -> np.ndarray:
     """What becomes of a single image."""
     folder = folder / image.mode  # the key is that of a data set, and all are "source" here
-    return cache_of(folder, rows_of([encoded(image, "TIFF")]), Treatment(**treatment)).images[0].numpy()
+    return cache_of(folder, rows_of([encoded(image, "TIFF")]), Transform(**transform)).images[0].numpy()
 
 
 def test_the_cache_holds_what_pil_gives_image_by_image(tmp_path: Path) -> None:
     images = [noise("RGB", 20 + i % 5, 17 + i % 7, seed=i) for i in range(50)]
     contents = [encoded(image, "JPEG" if i % 2 else "PNG") for i, image in enumerate(images)]
-    cache = cache_of(tmp_path, rows_of(contents, list(range(50))), Treatment(None, True, 8, "bicubic"))
+    cache = cache_of(tmp_path, rows_of(contents, list(range(50))), Transform(None, True, 8, "bicubic"))
     assert cache.labels is not None
     assert cache.labels.tolist() == list(range(50))
     assert cache.images.shape == (50, 3, 8, 8)
@@ -114,26 +114,26 @@ def test_an_integer_crop_cuts_that_square_from_the_middle(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("sizes", "treatment", "said"),
+    ("sizes", "transform", "said"),
     [
         (
             [(4, 4), (4, 5)],
-            Treatment(),
+            Transform(),
             r"row 1 of 'the set' has height and width \(5, 4\) .* first one \(4, 4\); give data.res",
         ),
         (
             [(4, 5)],
-            Treatment(resolution=4),
+            Transform(resolution=4),
             r"\(5, 4\), and data.resolution 4 would distort it; give data.center_crop true",
         ),
-        ([(8, 8), (4, 5)], Treatment(center_crop=6), r"row 1 .* too small for data.center_crop 6; give at most 4"),
+        ([(8, 8), (4, 5)], Transform(center_crop=6), r"row 1 .* too small for data.center_crop 6; give at most 4"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(
-    tmp_path: Path, sizes: list[tuple[int, int]], treatment: Treatment, said: str
+    tmp_path: Path, sizes: list[tuple[int, int]], transform: Transform, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        cache_of(tmp_path, rows_of([encoded(noise("L", *size)) for size in sizes]), treatment)
+        cache_of(tmp_path, rows_of([encoded(noise("L", *size)) for size in sizes]), transform)
     assert not list(tmp_path.glob(".*.partial"))
 
 
@@ -141,7 +141,7 @@ def test_colour_among_grey_is_lost_only_on_demand(tmp_path: Path) -> None:
     rows = rows_of([encoded(noise("L", 4, 4)), encoded(noise("RGB", 4, 4))])
     with pytest.raises(ValueError, match=r"row 1 .* is in colour and the first one is grey; give data.channels 1 or 3"):
         cache_of(tmp_path, rows)
-    assert cache_of(tmp_path, rows, Treatment(channels=1)).images.shape == (2, 1, 4, 4)
+    assert cache_of(tmp_path, rows, Transform(channels=1)).images.shape == (2, 1, 4, 4)
     grey_second = rows_of([encoded(noise("RGB", 4, 4)), encoded(noise("L", 4, 4))])
     assert cache_of(tmp_path, grey_second).images.shape == (2, 3, 4, 4)
 
@@ -158,22 +158,22 @@ def test_a_second_open_decodes_nothing_and_another_treatment_does(
     assert second.labels.tolist() == [1, 0, 2]
     assert first.fingerprint == second.fingerprint
     with pytest.raises(TypeError):
-        cache_of(tmp_path, rows, Treatment(resolution=2))
+        cache_of(tmp_path, rows, Transform(resolution=2))
     with pytest.raises(TypeError):
-        cached_images(rows, "another source", Treatment(), tmp_path, "error")
+        cached_images(rows, "another source", Transform(), tmp_path, "error")
 
 
 def test_the_fingerprint_is_that_of_the_images_and_labels(tmp_path: Path) -> None:
     contents = [encoded(noise("L", 4, 4, seed=i)) for i in range(3)]
     prints = [
-        cache_of(tmp_path / str(i), rows, treatment).fingerprint
-        for i, (rows, treatment) in enumerate(
+        cache_of(tmp_path / str(i), rows, transform).fingerprint
+        for i, (rows, transform) in enumerate(
             [
-                (rows_of(contents, [0, 1, 2]), Treatment()),
-                (rows_of(contents, [0, 1, 2]), Treatment(channels=1)),  # does nothing to grey images
-                (rows_of(contents, [0, 1, 1]), Treatment()),
-                (rows_of(contents[::-1], [0, 1, 2]), Treatment()),
-                (rows_of(contents, [0, 1, 2]), Treatment(resolution=2)),
+                (rows_of(contents, [0, 1, 2]), Transform()),
+                (rows_of(contents, [0, 1, 2]), Transform(channels=1)),  # does nothing to grey images
+                (rows_of(contents, [0, 1, 1]), Transform()),
+                (rows_of(contents[::-1], [0, 1, 2]), Transform()),
+                (rows_of(contents, [0, 1, 2]), Transform(resolution=2)),
             ]
         )
     ]
@@ -270,7 +270,7 @@ def build_and_tell(folder: Path, rows: Rows, log: Path, barrier: Any) -> str:
 
     image_cache._build = slow
     barrier.wait()
-    return cached_images(rows, "source", Treatment(), folder, "error", show_progress=True).fingerprint
+    return cached_images(rows, "source", Transform(), folder, "error", show_progress=True).fingerprint
 
 
 def test_processes_that_start_at_once_build_once(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_at_most_a_few_chunks_are_in_memory_at_a_time(tmp_path: Path, monkeypatc
     original: Callable[..., Any] = Rows.read
     monkeypatch.setattr(Rows, "read", lambda *arguments: (read.append(0), original(*arguments))[1])
     monkeypatch.setattr(image_cache, "WORKERS", 1)
-    chunks = image_cache._decoded(many(), Treatment(shape=(1, 8, 8)))
+    chunks = image_cache._decoded(many(), Transform(shape=(1, 8, 8)))
     next(chunks)
     assert len(read) <= 3 * image_cache.CHUNK
     assert sum(len(chunk) for chunk in chunks) == 200 - image_cache.CHUNK
