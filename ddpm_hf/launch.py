@@ -100,7 +100,7 @@ def keep_freed_memory() -> None:
 
 
 def differences_from_launcher(accelerator: Accelerator) -> list[str]:
-    """What the launcher was asked for and the run does not have, a sentence each."""
+    """Requests of the launcher that the run does not fulfil, a sentence each."""
     has = accelerator.distributed_type.value
     found = []
     for variable, strategy in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):

@@ -197,12 +197,12 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         """Push the pipeline and a card, which keeps what a user has edited in it.
 
         Args:
-            repo_id: OWNER/NAME; made where it is not there yet.
+            repo_id: OWNER/NAME; created if it does not exist.
             commit_message: title of the commit.
-            private: make it private, where it is made.
-            token: in place of HF_TOKEN and of the one that `hf auth login` has stored.
+            private: make the repository private when it is created.
+            token: token to use in place of HF_TOKEN and of the one that `hf auth login` has stored.
             variant: part of the weights' file name, as for `save_pretrained`.
-            license: of the model, for its card.
+            license: license of the model, for its card.
 
         Returns:
             The URL of the commit.

@@ -33,3 +33,9 @@ def test_the_table_of_chapters_names_each_folder() -> None:
     rows = re.findall(r"^\| \[(\w+)/\]\(ddpm_hf/(\w+)\)", (ROOT / "README.md").read_text(), flags=re.M)
     assert {name for name, _ in rows} == chapters
     assert all(name == folder for name, folder in rows)
+
+
+def test_no_help_begins_with_of() -> None:
+    """The entry of an argument says what it is ("Type of the network"), and not of what alone ("Of the network")."""
+    files = (ROOT / "ddpm_hf").rglob("*.py")
+    assert not [(file.name, line) for file in files for line in re.findall(r"(?m)^ +\w+: [Oo]f .*", file.read_text())]

@@ -19,8 +19,8 @@ def load_model(name: str, reference: ImageData) -> DDPMCustomPipeline:
     """The pipeline of a folder or Hub id.
 
     Raises:
-        ValueError: its images have another shape than the reference's, or it is class-conditional and the reference has no
-            labels.
+        ValueError: its images have another shape than the reference's, or it is class-conditional and the reference
+            has no labels.
         FileNotFoundError: it is not there.
     """
     check_local_folder(Path(name))

@@ -46,11 +46,11 @@ class Checkpoint:
 
     Attributes:
         unet: holds the weights that sampling uses, the average where there is one.
-        scheduler: of its process.
-        raw: the weights that the average is of.
-        source: what it came from, for the manifest.
-        notes: what else is known of it and has no place in the weights, such as the epoch.
-        assumed: what the source does not say and was taken as Ho et al. have it.
+        scheduler: scheduler of the process it was trained on.
+        raw: the weights that were averaged.
+        source: description of its origin, for the manifest.
+        notes: other facts that the weights do not hold, such as the epoch.
+        assumed: settings that the source does not state, taken from Ho et al.
     """
 
     unet: UNet2DModel

@@ -22,7 +22,7 @@ class Layout:
     """One project's names.
 
     Attributes:
-        name: of the project, as `--to` takes it.
+        name: name of the project, as `--to` takes it.
         signature: a key that only this layout has.
         stem: our modules outside of levels -> theirs.
         resnet: parts of a residual block, ours -> theirs.
@@ -30,7 +30,7 @@ class Layout:
         levels: where the blocks of level i are, j being the place within it: `down`, `up` (i counts from the finest
             level in both), `downsample`, `upsample`; and for a level with attention `down_resnet`, `down_attention`,
             `up_resnet`, `up_attention`.
-        norm_eps: of the group norms, which the weights do not tell; the first is that of the project's newest code.
+        norm_eps: possible epsilons of the group norms, which the weights do not tell; that of the newest code first.
         has_free_time_embedding: the time embedding may have any width; else it is 4 times the first level's.
     """
 

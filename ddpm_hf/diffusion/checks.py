@@ -55,7 +55,7 @@ def check_process(config: Mapping[str, Any]) -> None:
 
 
 def check_objective(loss: str, variance_type: str, weighting: str = "none") -> None:
-    """See that a loss teaches what is asked of it, and nothing is asked for nothing.
+    """Check that a loss trains all that the network outputs, and that no setting is without effect.
 
     Raises:
         ValueError: for an unknown loss, variance type or weighting, or one that does not go with the others.

@@ -16,12 +16,12 @@ Network = Callable[[Tensor, int | Tensor, Tensor | None], Tensor]
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x_t.
+    """A denoiser's prediction at x_t.
 
     Args:
         x_0: (B, C, ...), clipped where the denoiser clips.
-        noise: (B, C, ...), as the network has it: where x_0 was clipped the two do not make x_t again.
-        log_variance: of p(x_s | x_t); of t's shape, or (B, C, ...) where it is learned.
+        noise: (B, C, ...), from the network's output alone: where x_0 was clipped, the two do not add up to x_t.
+        log_variance: log of the variance of p(x_s | x_t); of t's shape, or (B, C, ...) where it is learned.
     """
 
     x_0: Tensor
@@ -91,8 +91,8 @@ class Denoiser:
         diffusion: the process that the network was trained on.
         prediction_type: one of `choices.PREDICTION_TYPES`.
         variance_type: one of `choices.VARIANCE_TYPES`.
-        restriction: of the predicted x_0; None leaves it.
-        network: asked by `output`; None where outputs are given (a scheduler's `step`).
+        restriction: clipping or thresholding of the predicted x_0; None for neither.
+        network: the network that `output` calls; None where outputs are given (a scheduler's `step`).
     """
 
     diffusion: GaussianDiffusion

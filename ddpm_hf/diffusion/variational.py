@@ -69,7 +69,7 @@ def discretised_log_likelihood(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor
 
     Args:
         x: values on the levels.
-        mean: of x's shape.
+        mean: mean of the distribution, of x's shape.
         sigma: standard deviation, of x's shape.
     """
     is_open = x.abs() > 1 - HALF_BIN

@@ -34,7 +34,7 @@ NOT_PUSHED = 69
 WAITS = (1, 2, 4, 8, 15, 30, 60)
 """Seconds between the attempts at one thing; most requests have retries of their own inside."""
 AT_THE_START = 4
-"""How many of these waits somebody takes who sits before a run that is to begin."""
+"""How many of these waits are made before training begins, when a user may be watching."""
 SILENCE = 120
 """Seconds without a byte after which a connection counts as lost."""
 PASSING = (408, 412, 429, 500, 502, 503, 504)
@@ -237,7 +237,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _client() -> httpx2.Client:
-    """huggingface_hub's, which by itself waits for ever for a Hub that has fallen silent."""
+    """huggingface_hub's session, with a timeout: without one it would wait forever for a silent Hub."""
     client = default_client_factory()
     client.timeout = httpx2.Timeout(SILENCE)
     return client

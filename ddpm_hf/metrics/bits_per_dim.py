@@ -30,7 +30,7 @@ class Likelihood:
     Args:
         method: one of `METHODS`.
         timesteps_per_image: how many other terms `estimate` draws for each image.
-        num_steps: of `ode`; a model with fewer timesteps takes all of those.
+        num_steps: steps of `ode`; a model with fewer timesteps uses all of them.
         seed: all that is random about image i follows from (seed, i).
 
     Raises:

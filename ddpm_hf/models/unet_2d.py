@@ -75,29 +75,30 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
 
     Args:
         sample_size: height and width of the images, for samplers; a multiple of 2^(levels - 1).
-        in_channels: of the images.
-        out_channels: of the output; twice `in_channels` where the variance is learned.
+        in_channels: channels of the images.
+        out_channels: channels of the output; twice `in_channels` where the variance is learned.
         center_input_sample: map input in [0, 1] to [-1, 1] first.
         time_embedding_type: `positional`, `fourier` or `learned`.
         time_embedding_dim: E; 4 block_out_channels[0] when None.
-        freq_shift: of the positional embedding; 1 in Ho et al.'s code.
-        flip_sin_to_cos: cosines before sines in the positional embedding.
+        freq_shift: shift of the positional embedding's frequencies; 1 in Ho et al.'s code.
+        flip_sin_to_cos: put cosines before sines in the positional embedding.
         down_block_types: `DownBlock2D` or `AttnDownBlock2D` for each level.
         mid_block_type: `UNetMidBlock2D` or None.
         up_block_types: `UpBlock2D` or `AttnUpBlock2D` for each level, from the lowest resolution up.
         block_out_channels: channels of each level.
         layers_per_block: residual blocks of each level (the up side has one more).
-        mid_block_scale_factor: divides the middle block's results.
+        mid_block_scale_factor: divisor of the middle block's results.
         downsample_padding: 1, or 0 for padding below and to the right only, as in Ho et al.'s code.
         downsample_type: `conv`, or `resnet` for levels with attention.
         upsample_type: `conv`, or `resnet` for levels with attention.
-        dropout: probability.
+        dropout: probability of dropout.
         act_fn: `silu` (or `swish`), `mish`, `gelu` or `relu`.
         attention_head_dim: channels of a head; None for one head, as in Ho et al.
         norm_num_groups: groups of every group norm.
-        attn_norm_num_groups: of the middle attention's norm, if others.
-        norm_eps: of every group norm.
-        resnet_time_scale_shift: `default` adds the time embedding, `scale_shift` is Nichol & Dhariwal's.
+        attn_norm_num_groups: groups of the middle attention's norm; None for `norm_num_groups`.
+        norm_eps: epsilon of every group norm.
+        resnet_time_scale_shift: `default` adds the time embedding; `scale_shift` scales and shifts by it, as Nichol &
+            Dhariwal do.
         add_attention: False leaves the middle block's attention out.
         class_embed_type: None (an index into `num_class_embeds` vectors, if that is set), `timestep` or `identity`.
         num_class_embeds: number of classes.

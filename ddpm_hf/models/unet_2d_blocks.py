@@ -23,12 +23,12 @@ class BlockConfig:
 
     Attributes:
         time_channels: E.
-        groups: of the group norms.
-        eps: of the group norms.
+        groups: groups of the group norms.
+        eps: epsilon of the group norms.
         activation: a key of `unet_2d_config.ACTIVATIONS`.
         dropout: probability, before the last convolution of a residual block.
         is_scale_shift: the time embedding scales and shifts the second norm's output; else it is added before.
-        head_channels: of an attention head; one head of all channels when None.
+        head_channels: channels of an attention head; None for one head of all channels.
     """
 
     time_channels: int
@@ -149,8 +149,8 @@ class Attention(nn.Module):
     Args:
         channels: C.
         head_channels: channels of a head, of which there are as many as fit into C; one head of C when None.
-        groups: of the norm; no norm when None.
-        eps: of the norm.
+        groups: groups of the norm; None for no norm.
+        eps: epsilon of the norm.
         output_scale: divides the result.
     """
 
@@ -188,8 +188,8 @@ class _Block(nn.Module):
     """Residual blocks at one resolution, each followed by an attention where the kind of block has them.
 
     Args:
-        in_channels: of each residual block.
-        out_channels: of all of them.
+        in_channels: input channels of each residual block.
+        out_channels: output channels of all of them.
         config: common settings.
         has_attention: whether an attention follows each.
 
@@ -225,11 +225,11 @@ class DownBlock2D(_Block):
     """Residual blocks, then half the resolution.
 
     Args:
-        in_channels: C, of the input.
-        out_channels: C', of the output.
+        in_channels: C, channels of the input.
+        out_channels: C', channels of the output.
         num_layers: residual blocks.
         config: common settings.
-        padding: of the down-sampling convolution, 0 or 1.
+        padding: padding of the down-sampling convolution, 0 or 1.
         sampling: `conv` or `resnet` to halve the resolution, None to keep it. (Only blocks with attention have
             `resnet` in diffusers; this one takes it for `conv`.)
     """
@@ -276,8 +276,8 @@ class UNetMidBlock2D(_Block):
     Args:
         channels: C.
         config: common settings.
-        output_scale: of residual blocks and attention.
-        attention_groups: of the attention's norm; None for no norm.
+        output_scale: divisor of the results of residual blocks and attention.
+        attention_groups: groups of the attention's norm; None for no norm.
         add_attention: False leaves it out.
     """
 
@@ -301,9 +301,9 @@ class UpBlock2D(_Block):
     """Residual blocks that take in the down blocks' results, then twice the resolution.
 
     Args:
-        in_channels: C, of the input.
-        out_channels: C', of the output.
-        skip_channels: of each down block's result, in the order in which they are taken in.
+        in_channels: C, channels of the input.
+        out_channels: C', channels of the output.
+        skip_channels: channels of the down blocks' results, in the order in which they are used.
         config: common settings.
         sampling: `conv` or `resnet` to double the resolution, None to keep it. (As in `DownBlock2D`.)
     """

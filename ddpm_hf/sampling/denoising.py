@@ -98,7 +98,7 @@ def denoise(
     class_labels: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Run the reverse process over the scheduler's present grid.
+    """Run the reverse process over the scheduler's timesteps.
 
     The steps are taken by a copy of the scheduler. Many of diffusers' remember the steps before, and the next batch
     must not begin with those of this one.
@@ -107,7 +107,7 @@ def denoise(
         unet: called as unet(x_t, t, class_labels).
         scheduler: any diffusers scheduler whose `set_timesteps` has been called, and that has taken no step since.
         x_t: (B, C, H, W), noise of unit variance, on the network's device.
-        options: of which `batch_size` says nothing here.
+        options: options of sampling; `batch_size` is not used here.
         generator: for the noise of later steps; one, or one per image.
         class_labels: int64 (B,) on the network's device.
         on_step: sees, and may change, each step's result.

@@ -31,8 +31,8 @@ def denoising_path(
 
     Args:
         unet: the network.
-        scheduler: with its grid of S times set.
-        seeds: of the B images; each is what its seed gives in any batch.
+        scheduler: with its S timesteps set.
+        seeds: seeds of the B images; an image does not depend on the other seeds.
         options: as in `denoise`.
         class_labels: int64 (B,).
 
@@ -123,10 +123,10 @@ def save_gif(
     """Write an endless animation, whole.
 
     Args:
-        frames: of one size.
-        path: of the GIF.
-        milliseconds: that a frame is shown.
-        milliseconds_at_end: that the last one is.
+        frames: images of one size.
+        path: path of the GIF.
+        milliseconds: time for which a frame is shown.
+        milliseconds_at_end: time for which the last one is shown.
     """
     durations = [milliseconds] * (len(frames) - 1) + [milliseconds_at_end]
     options = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0, "optimize": False}

@@ -171,12 +171,12 @@ def check_sampler(
 
 
 def make_scheduler(config: Mapping[str, Any], name: str, timestep_spacing: str | None = None) -> Any:
-    """The scheduler of a sampler for a model; its grid is still to be set.
+    """The scheduler of a sampler for a model; its timesteps are not set yet.
 
     Args:
-        config: of the model's own scheduler.
+        config: config of the model's own scheduler.
         name: one of `SAMPLERS`.
-        timestep_spacing: in place of the config's own.
+        timestep_spacing: spacing to use in place of the config's own.
 
     Raises:
         ValueError: if the sampler is unknown, or not right for the model's prediction type or the spacing.

@@ -13,27 +13,28 @@ from ddpm_hf.schedulers.base import GaussianScheduler, Generators, SchedulerOutp
 
 
 class DDPMScheduler(GaussianScheduler):
-    """Ancestral sampling of Ho et al. 2020 (algorithm 2), on the full grid or any other.
+    """Ancestral sampling of Ho et al. 2020 (algorithm 2), on all timesteps or some of them.
 
     Args:
-        num_train_timesteps: T.
-        beta_start: beta_0.
-        beta_end: beta_{T-1}.
-        beta_schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine), sigmoid, laplace, const, warmup10, warmup50
-            or jsd. Those that not every diffusers scheduler knows are written to the config as `trained_betas` too.
-        trained_betas: the T betas themselves; they win over `beta_schedule`.
-        variance_type: of the noise that a step adds: fixed_small, fixed_large (for all T steps only), learned or
-            learned_range; see `GaussianDiffusion.log_variance`.
+        num_train_timesteps: T, the number of timesteps.
+        beta_start: first variance, beta_0.
+        beta_end: last variance, beta_{T-1}.
+        beta_schedule: noise schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine), sigmoid, laplace, const, warmup10,
+            warmup50 or jsd. Those that not every diffusers scheduler knows are written to the config as `trained_betas`
+            too.
+        trained_betas: the T betas themselves, in place of `beta_schedule`.
+        variance_type: variance of the noise that a step adds: fixed_small, fixed_large (for all T steps only),
+            learned or learned_range; see `GaussianDiffusion.log_variance`.
         clip_sample: clip the predicted x_0 to [-clip_sample_range, clip_sample_range].
         prediction_type: what the network outputs: epsilon, sample, v_prediction or posterior_mean.
         thresholding: dynamic thresholding in place of clipping.
-        dynamic_thresholding_ratio: its quantile, 0 .. 1.
+        dynamic_thresholding_ratio: quantile of dynamic thresholding, 0 .. 1.
         clip_sample_range: limit of clipping.
-        sample_max_value: the largest threshold, above 1.
+        sample_max_value: largest threshold of dynamic thresholding, above 1.
         timestep_spacing: leading, linspace, trailing or quadratic. `quadratic` is kept as `_timestep_spacing`, beside a
             `timestep_spacing` of `leading`, so that plain diffusers can use the saved config.
-        steps_offset: added to each time of `leading`.
-        rescale_betas_zero_snr: see `noise_schedules.rescale_betas_zero_snr`.
+        steps_offset: number added to each timestep of `leading`.
+        rescale_betas_zero_snr: rescale the betas so that the last timestep is pure noise (Lin et al. 2024).
     """
 
     @register_to_config  # type: ignore[untyped-decorator]  # diffusers is untyped

@@ -26,7 +26,7 @@ class MetricsLog:
         accelerator: Its processes' losses are averaged.
         images_per_step: The global batch size.
         num_train_timesteps: T, whose quarters have a mean loss each.
-        after: Steps done by the run that this one goes on with: later lines are removed. 0 starts the file anew.
+        after: Steps done before this run resumed; later lines are removed. 0 starts a new file.
         pending: :meth:`state_dict` of that run.
     """
 

@@ -92,12 +92,12 @@ def prepare_network(unet: UNet2DModel, training: TrainingConfig) -> None:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """What every optimizer is given; one that has no use for an option leaves it.
+    """What every optimizer is given; an optimizer may ignore those that it has no use for.
 
     Args:
-        learning_rate: after the warm-up.
+        learning_rate: learning rate after the warm-up.
         betas: decay rates of the first and second moments.
-        weight_decay: of the weights.
+        weight_decay: decay of the weights.
     """
 
     learning_rate: float
