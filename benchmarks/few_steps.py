@@ -1,34 +1,27 @@
-"""FID over the number of network evaluations, for DDPM and DDIM on every grid and for diffusers' DPM-Solver++ and
-UniPC, each made by `from_config` of the model's own scheduler.
+"""FID over the number of network evaluations, for every sampler of `ddpm-hf-sample` on every grid that it has.
 
 Every sampler starts from the same noise. FID is of 1,000 images of the main job's model against its 1,297 training
-images; "best of" says which sampler to take for a budget.
+images; "best of" says which sampler to take for a budget. A sampler with several evaluations a step takes as many
+steps as fit; where none do, there is no figure.
 """
 
 import argparse
 from typing import Any
 
-import diffusers
 import torch
 
 from benchmarks.record import Bar, Record, table
-from ddpm_hf import DDIMScheduler, DDPMCustomPipeline
+from ddpm_hf import DDPMCustomPipeline
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images
-from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
 from ddpm_hf.manifest import weights_hash
 from ddpm_hf.metrics import DigitsFeatures, FrechetDistance
+from ddpm_hf.sampling.samplers import SAMPLERS, make_scheduler
 
 NUM_IMAGES = 1000
 BUDGETS = (5, 10, 20, 50)
-EVEN = ("DDIM", "leading")
+EVEN = ("ddim", "leading")
 """What the issue compares with: DDIM with even steps, diffusers' default grid."""
-SAMPLERS: dict[str, tuple[Any, float]] = {
-    "DDIM": (DDIMScheduler, 0.0),
-    "DDPM": (DDIMScheduler, 1.0),  # eta = 1 is DDPM's step, on any grid
-    "DPM-Solver++": (diffusers.DPMSolverMultistepScheduler, 0.0),
-    "UniPC": (diffusers.UniPCMultistepScheduler, 0.0),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,28 +38,37 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
     model, own = weights_hash(pipe.unet), pipe.scheduler.config
     fid = FrechetDistance(DigitsFeatures.load(), reset_real_features=False)
     fid.update(load_cached_images(DataConfig()).images, real=True)
-    for name, (scheduler, eta) in SAMPLERS.items():
-        for spacing in TIMESTEP_SPACINGS:
-            if spacing == "quadratic" and scheduler is not DDIMScheduler:
-                continue  # diffusers' do not know it
-            pipe.register_modules(scheduler=scheduler.from_config(own, timestep_spacing=spacing))
+    for name, sampler in SAMPLERS.items():
+        for spacing in sampler.timestep_spacings:
+            scheduler = make_scheduler(own, name, spacing)
+            pipe.register_modules(scheduler=scheduler)
             for budget in BUDGETS:
                 key = {"model": model, "sampler": name, "grid": spacing, "evaluations": budget}
-                if record.find(**key) is not None:
+                steps = steps_of(name, scheduler, budget)
+                if steps is None or record.find(**key) is not None:
                     continue
                 images: torch.Tensor = pipe(
-                    seeds=range(NUM_IMAGES), num_inference_steps=budget, eta=eta, output_type="uint8"
+                    seeds=range(NUM_IMAGES), num_inference_steps=steps, output_type="uint8"
                 ).images
                 fid.reset()
                 fid.update(images, real=False)
                 record.add({**key, "fid": fid.compute()["fid"].item()})
 
 
+def steps_of(name: str, scheduler: Any, evaluations: int) -> int | None:
+    """The most steps that take at most so many evaluations."""
+    for steps in range(evaluations, SAMPLERS[name].fewest_steps - 1, -1):
+        scheduler.set_timesteps(steps)
+        if len(scheduler.timesteps) <= evaluations:
+            return steps
+    return None
+
+
 def report(rows: list[dict[str, Any]]) -> str:
     """A row for each sampler and grid, and the best of each budget."""
     fids = _table(rows)
-    lines = [[sampler, grid, *(of[budget] for budget in BUDGETS)] for (sampler, grid), of in fids.items()]
-    best = [", ".join(min((of[budget], key) for key, of in fids.items())[1]) for budget in BUDGETS]
+    lines = [[sampler, grid, *(of.get(budget) for budget in BUDGETS)] for (sampler, grid), of in fids.items()]
+    best = [", ".join(min((of[budget], key) for key, of in fids.items() if budget in of)[1]) for budget in BUDGETS]
     return table(["sampler", "grid", *map(str, BUDGETS)], [*lines, ["best of", "", *best]])
 
 

@@ -7,9 +7,11 @@ import torch
 
 from benchmarks import few_steps, quality
 from benchmarks.fashion_features import trained_features
+from ddpm_hf import DDPMScheduler
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.data.sources import ImageData, load_cached_images
 from ddpm_hf.metrics.extractors import load_extractor
+from ddpm_hf.sampling.samplers import SAMPLERS, make_scheduler
 
 
 def row(method: str, steps: int, marks: dict[str, float], seed: int) -> dict[str, object]:
@@ -51,8 +53,8 @@ def test_a_group_without_all_its_seeds_does_not_count() -> None:
 
 def test_fewest_evaluations_to_the_same_fid() -> None:
     by_sampler = {
-        ("DDIM", "leading"): [9, 7, 5, 4],
-        ("UniPC", "trailing"): [4, 3.5, 3.2, 3],
+        ("ddim", "leading"): [9, 7, 5, 4],
+        ("unipc", "trailing"): [4, 3.5, 3.2, 3],
     }
     table = [
         {"model": "", "sampler": sampler, "grid": grid, "evaluations": budget, "fid": fid}
@@ -60,7 +62,15 @@ def test_fewest_evaluations_to_the_same_fid() -> None:
         for budget, fid in zip(few_steps.BUDGETS, fids, strict=True)
     ]
     assert [bar.measured for bar in few_steps.bars(table)] == [20 / 5, 50 / 5]
-    assert "| best of |  | UniPC, trailing |" in few_steps.report(table)
+    assert "| best of |  | unipc, trailing |" in few_steps.report(table)
+
+
+def test_a_sampler_with_several_evaluations_a_step_takes_as_many_steps_as_fit() -> None:
+    config = DDPMScheduler().config
+    steps = {name: [few_steps.steps_of(name, make_scheduler(config, name), b) for b in (5, 20)] for name in SAMPLERS}
+    assert steps["ddim"] == steps["unipc"] == [5, 20]
+    assert steps["heun"] == steps["kdpm2"] == [3, 10]
+    assert steps["pndm"] == [None, 11]
 
 
 def test_a_seed_is_the_whole_of_a_plain_run() -> None:
