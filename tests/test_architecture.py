@@ -50,7 +50,6 @@ ALLOWED: dict[str, set[str]] = {
 
 # Functions whose parameters diffusers' interface dictates: its configs are flat, and a call takes each by its name.
 DICTATED_BY_DIFFUSERS = {
-    "data/batches.py: Batches.__init__",  # to be taken apart
     "models/unet_2d.py: UNet2DModel.__init__",
     "pipeline.py: DDPMCustomPipeline.__call__",
     "schedulers/ddim.py: DDIMScheduler.__init__",

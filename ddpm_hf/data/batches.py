@@ -39,6 +39,20 @@ class Batch:
     weights: Tensor
 
 
+@dataclass(frozen=True)
+class ClassLabels:
+    """How a network is told of the classes of its images.
+
+    Args:
+        dropout: Probability with which an image's label is replaced by ``no_class``, for classifier-free guidance (Ho &
+            Salimans 2022).
+        no_class: The label that stands for "no class".
+    """
+
+    dropout: float = 0.0
+    no_class: int = 0
+
+
 class Batches:
     """The batch of every step, as a function of (step, seed): images, timesteps, noise and flips.
 
@@ -50,11 +64,9 @@ class Batches:
         batch_size: Size of the global batch.
         timesteps: How timesteps are drawn.
         seed: All that is random here follows from it and the step (and from the losses where ``timesteps`` learns).
-        random_flip: Mirror each image left to right with probability 1/2.
-        with_labels: Return their labels too, for a class-conditional network.
         accelerator: Says which of how many processes this is, of how many micro-batches a step has, and the device.
-        label_dropout: Probability with which an image's label is replaced by ``no_class``.
-        no_class: The label that stands for "no class".
+        random_flip: Mirror each image left to right with probability 1/2.
+        labels: Give the labels of the images too; None for a network that takes none.
 
     Attributes:
         micro_batch_size: Images of one process in one pass.
@@ -70,11 +82,10 @@ class Batches:
         batch_size: int,
         timesteps: TimestepSampler,
         seed: int,
-        random_flip: bool,
-        with_labels: bool,
         accelerator: Accelerator,
-        label_dropout: float = 0.0,
-        no_class: int = 0,
+        *,
+        random_flip: bool = False,
+        labels: ClassLabels | None = None,
     ) -> None:
         processes, self.num_micro_batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
         pieces = processes * self.num_micro_batches
@@ -89,9 +100,7 @@ class Batches:
         self.timesteps = timesteps
         self.seed = seed
         self.random_flip = random_flip
-        self.with_labels = with_labels
-        self.label_dropout = label_dropout
-        self.no_class = no_class
+        self.labels = labels
         self.seconds_waited = 0.0
         self.micro_batch_size = batch_size // pieces
         self._accelerator = accelerator
@@ -108,11 +117,11 @@ class Batches:
         x_0 = from_uint8(images.to(self._device))
         if self.random_flip:
             x_0 = torch.where(flip.to(self._device)[:, None, None, None], x_0.flip(-1), x_0)
-        if not self.with_labels:
+        if labels is not None and self.labels is not None:
+            dropped = dropped_labels(self.seed, step, start, stop, self.labels.dropout)
+            labels = labels.masked_fill(dropped, self.labels.no_class).to(self._device)
+        else:
             labels = None
-        if labels is not None:
-            dropped = dropped_labels(self.seed, step, start, stop, self.label_dropout)
-            labels = labels.masked_fill(dropped, self.no_class).to(self._device)
         weights = self.timesteps.weights(t)
         return Batch(x_0, t.to(self._device), noise.to(self._device), labels, weights.to(self._device))
 

@@ -16,7 +16,8 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
-from ddpm_hf.data.image_cache import Rows, Transform, cached_images
+from ddpm_hf.data.decoding import Rows, Transform
+from ddpm_hf.data.image_cache import cached_images
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.streaming import StreamedImages
 from ddpm_hf.randomness import random_stream

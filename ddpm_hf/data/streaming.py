@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ddpm_hf.data.image_cache import WORKERS, CorruptImageError, OnCorrupt, Rows, Transform, settle
+from ddpm_hf.data.decoding import WORKERS, CorruptImageError, OnCorrupt, Rows, Transform, settle
 
 logger = logging.getLogger(__name__)
 

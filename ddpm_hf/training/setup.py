@@ -9,7 +9,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 
-from ddpm_hf.data.batches import Batches
+from ddpm_hf.data.batches import Batches, ClassLabels
 from ddpm_hf.data.sources import ImageSource, load_image_data
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
@@ -18,7 +18,7 @@ from ddpm_hf.hub.repository import Repository
 from ddpm_hf.launch import differences_from_launcher, environment
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import seed_from
-from ddpm_hf.sampling.denoising import network_of
+from ddpm_hf.sampling.denoising import network_of, no_class_of
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
@@ -100,17 +100,15 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     scheduler = DDPMScheduler(**config.diffusion)
     check_fit(data, unet, scheduler, training)
     timesteps = timestep_sampler(training.timestep_sampling, len(scheduler), training.batch_size)
-    classes = unet.config.num_class_embeds
+    has_classes = unet.config.num_class_embeds is not None
     batches = Batches(
         data,
         training.batch_size,
         timesteps,
         config.seed,
-        config.data.random_flip,
-        classes is not None,
         accelerator,
-        training.label_dropout,
-        no_class=(classes or 0) - 1,
+        random_flip=config.data.random_flip,
+        labels=ClassLabels(training.label_dropout, no_class_of(unet)) if has_classes else None,
     )
     sampler = evaluation_sampler(config, scheduler, accelerator)
     evaluation = SampleEvaluation(config, data, sampler, accelerator, show_progress)

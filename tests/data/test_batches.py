@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddpm_hf.data.batches import Batch, Batches, draw_randomness
+from ddpm_hf.data.batches import Batch, Batches, ClassLabels, draw_randomness
 from ddpm_hf.data.sources import ImageData
 from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
 from ddpm_hf.images import to_uint8
@@ -35,7 +35,13 @@ def whole_batch(data: ImageData, step: int, processes: int, accumulation: int, r
     """The global batch put together from the parts of all processes, in order."""
     parts = [
         Batches(
-            data, 48, TimestepSampler(T), 7, random_flip, True, one_of(processes, process, accumulation)
+            data,
+            48,
+            TimestepSampler(T),
+            7,
+            one_of(processes, process, accumulation),
+            random_flip=random_flip,
+            labels=ClassLabels(),
         ).micro_batch(step, index)
         for process in range(processes)
         for index in range(accumulation)
@@ -91,14 +97,14 @@ def test_randomness_has_the_right_laws() -> None:
 
 def test_an_uneven_cut_names_the_sizes_that_work(data: ImageData) -> None:
     with pytest.raises(ValueError, match=r"is 10, .* into 2 processes x 2 accumulation steps; use 8 or 12"):
-        Batches(data, 10, TimestepSampler(T), 0, False, False, one_of(2, accumulation=2))
+        Batches(data, 10, TimestepSampler(T), 0, one_of(2, accumulation=2))
     with pytest.raises(ValueError, match=r"use 4$"):
-        Batches(data, 3, TimestepSampler(T), 0, False, False, one_of(4))
+        Batches(data, 3, TimestepSampler(T), 0, one_of(4))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_steps_come_in_order_made_ahead_or_not(data: ImageData, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    batches = Batches(data, 8, TimestepSampler(T), 0, False, False, one_of(1, accumulation=2))
+    batches = Batches(data, 8, TimestepSampler(T), 0, one_of(1, accumulation=2))
     made: list[int] = []
 
     def note(step: int) -> list[Batch]:
@@ -119,7 +125,7 @@ def test_steps_come_in_order_made_ahead_or_not(data: ImageData, monkeypatch: pyt
 def test_what_goes_wrong_in_the_making_of_a_batch_is_raised_to_its_reader(
     data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = Batches(data, 8, TimestepSampler(T), 0, False, False, one_of(1))
+    batches = Batches(data, 8, TimestepSampler(T), 0, one_of(1))
     monkeypatch.setattr(batches, "_device", torch.device("meta"))
 
     def broken(step: int) -> list[Batch]:

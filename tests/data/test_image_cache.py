@@ -1,5 +1,6 @@
 """The cache of decoded images: what is done to an image, and that a cache is whole or not there."""
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -20,8 +21,9 @@ import torch
 from PIL import Image
 
 from benchmarks.cache import mapping
-from ddpm_hf.data import image_cache
-from ddpm_hf.data.image_cache import CachedImages, Rows, Transform, cached_images
+from ddpm_hf.data import decoding, image_cache
+from ddpm_hf.data.decoding import Rows, Transform
+from ddpm_hf.data.image_cache import CachedImages, cached_images
 
 # A forked process starts at once and inherits what a test has put in place of our functions.
 FORK = multiprocessing.get_context("fork")
@@ -146,12 +148,12 @@ def test_colour_among_grey_is_lost_only_on_demand(tmp_path: Path) -> None:
     assert cache_of(tmp_path, grey_second).images.shape == (2, 3, 4, 4)
 
 
-def test_a_second_open_decodes_nothing_and_another_treatment_does(
+def test_a_second_open_decodes_nothing_and_another_transform_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of([encoded(noise("L", 4, 4, seed=i)) for i in range(3)], [1, 0, 2])
     first = cache_of(tmp_path, rows)
-    monkeypatch.setattr(image_cache, "decode", None)
+    monkeypatch.setattr(decoding, "decode", None)
     second = cache_of(tmp_path, rows)
     assert torch.equal(first.images, second.images)
     assert second.labels is not None
@@ -198,7 +200,7 @@ def test_corrupt_images_are_counted_and_named_or_left_out(
     kept = [i for i in range(40) if i not in (0, 3, 7, 8, 20, 30, 31, 39)]
     with caplog.at_level(logging.WARNING):
         cache = cache_of(tmp_path, rows, on_corrupt="skip")
-        monkeypatch.setattr(image_cache, "decode", None)  # the next one is opened, and says so too
+        monkeypatch.setattr(decoding, "decode", None)  # the next one is opened, and says so too
         cache_of(tmp_path, rows, on_corrupt="skip")
     assert [record.getMessage()[:37] for record in caplog.records] == ["8 of the 40 images of 'the set' canno"] * 2
     assert cache.labels is not None
@@ -219,14 +221,14 @@ def many() -> Rows:
 
 
 def build_and_die(folder: Path, rows: Rows, after: int) -> None:
-    decode, calls = image_cache.decode, iter(range(after))
+    decode, calls = decoding.decode, iter(range(after))
 
     def dying(content: Any) -> Image.Image:
         if next(calls, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(content)
 
-    image_cache.decode = dying
+    decoding.decode = dying
     cache_of(folder, rows)
 
 
@@ -290,13 +292,13 @@ def test_processes_that_start_at_once_build_once(tmp_path: Path) -> None:
 
 
 def test_a_build_says_how_far_it_is_to_those_who_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, told = image_cache.decode, list[int]()
+    decode, told = decoding.decode, list[int]()
 
     def looking(content: Any) -> Image.Image:
         told.extend(int(path.read_text() or 0) for path in tmp_path.glob(".*.partial/rows_done"))
         return decode(content)
 
-    monkeypatch.setattr(image_cache, "decode", looking)
+    monkeypatch.setattr(decoding, "decode", looking)
     cache_of(tmp_path, many())
     # The decoding threads may be far ahead of the writing one, which counts.
     assert 0 < max(told) < 200
@@ -359,3 +361,14 @@ def test_at_most_a_few_chunks_are_in_memory_at_a_time(tmp_path: Path, monkeypatc
     next(chunks)
     assert len(read) <= 3 * image_cache.CHUNK
     assert sum(len(chunk) for chunk in chunks) == 200 - image_cache.CHUNK
+
+
+def test_caches_of_earlier_versions_are_found(tmp_path: Path) -> None:
+    """Their key and their `info.json` have the fields of before, by the names of before."""
+    rows = rows_of([encoded(noise("L", 4, 4))], [0])
+    cache_of(tmp_path, rows, Transform(None, True, 2, "box"))
+    fields = {"channels": None, "center_crop": True, "resolution": 2, "resize_filter": "box", "shape": None}
+    key = json.dumps([1, "source", "image", "label", fields])
+    (info,) = tmp_path.glob("*/info.json")
+    assert info.parent.name == f"the_set-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    assert json.loads(info.read_text())["treatment"] == fields

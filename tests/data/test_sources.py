@@ -91,7 +91,7 @@ def test_a_changed_file_gives_another_cache_and_a_copy_the_same_fingerprint(tmp_
     assert load(write_parquet(tmp_path / "a.parquet", images[::-1])).fingerprint != first
 
 
-def test_splits_columns_and_treatment_are_those_of_the_settings(tmp_path: Path) -> None:
+def test_splits_columns_and_transform_are_those_of_the_settings(tmp_path: Path) -> None:
     images, masks = make_images("RGB", [(8, 10)] * 6), make_images("L", [(8, 10)] * 6)
     path = write_parquet(
         tmp_path / "a.parquet",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_hf.data import image_cache
+from ddpm_hf.data import decoding
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageSource, load_cached_images, load_image_data
 from tests.data.test_sources import make_images, write_folder, write_parquet
@@ -81,8 +81,8 @@ def test_a_resumed_run_sees_what_the_unbroken_one_sees(name: str, step: int, mon
     unbroken = samples(stream(name), range(20))
     resumed = stream(name)
     decoded: list[object] = []
-    decode = image_cache.decode
-    monkeypatch.setattr(image_cache, "decode", lambda content: (decoded.append(content), decode(content))[1])
+    decode = decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda content: (decoded.append(content), decode(content))[1])
     assert same(samples(resumed, range(step, 20)), unbroken[step:])
     assert len(decoded) == BATCH * (20 - step)  # what was skipped was not decoded
 
@@ -151,7 +151,7 @@ def test_settings_that_a_stream_cannot_serve_are_refused(tmp_path: Path) -> None
         stream("digits", split="train[:100]")
 
 
-def test_the_fingerprint_follows_files_and_treatment_and_not_where_they_are(tmp_path: Path) -> None:
+def test_the_fingerprint_follows_files_and_transform_and_not_where_they_are(tmp_path: Path) -> None:
     here, there = (str(write_folder(tmp_path / place / "set", 2)) for place in ("here", "there"))
     assert stream(here).fingerprint == stream(there).fingerprint
     others = [stream(here, resolution=3), stream(here, shuffle_buffer=5), stream("digits")]

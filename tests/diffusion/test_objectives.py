@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ddpm_hf import DDPMCustomPipeline, DDPMScheduler, UNet2DModel
-from ddpm_hf.data.batches import Batches
+from ddpm_hf.data.batches import Batches, ClassLabels
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageData, load_cached_images
 from ddpm_hf.diffusion.choices import NOISE_SCHEDULES, PREDICTION_TYPES
@@ -55,8 +55,8 @@ def trained(
     scheduler, config = DDPMScheduler(**diffusion), TrainingConfig(steps=3, batch_size=64, **training)
     check_fit(digits, unet, scheduler, config)
     timesteps = timestep_sampler(config.timestep_sampling, len(scheduler), config.batch_size)
-    has_labels = unet.config.num_class_embeds is not None
-    batches = Batches(digits, config.batch_size, timesteps, 0, False, has_labels, ONE_PROCESS)
+    labels = None if unet.config.num_class_embeds is None else ClassLabels()
+    batches = Batches(digits, config.batch_size, timesteps, 0, ONE_PROCESS, labels=labels)
     optimizer, values = torch.optim.Adam(unet.parameters(), 1e-3), []
     for _, (batch,) in batches.of_steps(0, config.steps):
         output = unet(scheduler.diffusion.q_sample(batch.x_0, batch.t, batch.noise), batch.t, batch.labels).sample

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_hf.data.batches import Batches, draw_randomness, dropped_labels
+from ddpm_hf.data.batches import Batches, ClassLabels, draw_randomness, dropped_labels
 from ddpm_hf.data.sources import ImageData
 from ddpm_hf.diffusion.timestep_sampling import HISTORY, ImportanceTimesteps, TimestepSampler, timestep_sampler
 
@@ -106,7 +106,7 @@ def test_the_next_batch_waits_for_the_losses_of_this_one(monkeypatch: pytest.Mon
     )
     data = ImageData("noise", torch.zeros(8, 1, 2, 2, dtype=torch.uint8), None)
     timesteps = ImportanceTimesteps(4)
-    batches = Batches(data, 8, timesteps, 0, False, False, accelerator)
+    batches = Batches(data, 8, timesteps, 0, accelerator)
     monkeypatch.setattr(batches, "_device", torch.device("meta"))
     seen = []
     monkeypatch.setattr(batches, "_micro_batches", lambda step: seen.append(timesteps.probabilities()[3]) or [])
@@ -131,7 +131,7 @@ def test_a_dropped_label_becomes_no_class_and_nothing_else_changes() -> None:
     data = ImageData("noise", torch.zeros(64, 1, 2, 2, dtype=torch.uint8), torch.arange(64) % 10)
 
     def labels(*dropout: Any) -> torch.Tensor:
-        batch = Batches(data, 64, TimestepSampler(4), 0, False, True, accelerator, *dropout).micro_batch(3, 0)
+        batch = Batches(data, 64, TimestepSampler(4), 0, accelerator, labels=ClassLabels(*dropout)).micro_batch(3, 0)
         assert batch.labels is not None
         return batch.labels
 

@@ -50,7 +50,7 @@ def test_a_recipe_builds_its_network_and_batches(path: Path) -> None:
     for processes in (1, 2, 4, 8):
         timesteps = timestep_sampler(config.training.timestep_sampling, len(scheduler), config.training.batch_size)
         batches = Batches(
-            data, config.training.batch_size, timesteps, 0, config.data.random_flip, False, one_of(processes)
+            data, config.training.batch_size, timesteps, 0, one_of(processes), random_flip=config.data.random_flip
         )
         batch = batches.micro_batch(0, 0)
         assert batch.x_0.shape == batch.noise.shape == (config.training.batch_size // processes, *shape)
