@@ -1,14 +1,15 @@
-"""What a launcher gave this process: its place among others, its threads, its precision, and the signal to stop."""
+"""What a launcher gave this process: its share of the work, its threads, its precision, and the signal to stop."""
 
 import ctypes
 import gc
+import math
 import os
 import platform
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch import Tensor
+from tqdm.auto import tqdm
 
 STOPPED = 75
 """Exit status of a run that a signal stopped after its checkpoint was saved: EX_TEMPFAIL, start it again to go on."""
@@ -97,6 +100,61 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
             ctypes.CDLL(None).mallopt(option, 2**31 - 1)
+
+
+def batches_of(items: range, batch_size: int) -> list[range]:
+    """Batches cut one after the other from all items, so that they do not depend on the number of processes."""
+    return [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+
+
+def own_share(batches: Sequence[range], accelerator: Accelerator | None) -> Sequence[range]:
+    """The batches of this process: the processes take them in turn. All of them where there is no accelerator."""
+    return batches if accelerator is None else batches[accelerator.process_index :: accelerator.num_processes]
+
+
+def compute_in_shares(
+    compute: Callable[[range], Tensor],
+    num_items: int,
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+    *,
+    in_step: bool = False,
+    progress: str | None = None,
+) -> Tensor:
+    """A row of numbers for each item, computed in batches that all processes share, and the same on each of them.
+
+    Any number of processes computes the same batches, and so the same bits.
+
+    Args:
+        compute: From the indices of a batch of ``b`` items to their rows, ``(b, ...)``. A process without a batch of
+            its own computes the first one, to know the shape.
+        num_items: How many there are, 1 or more; the same on every process.
+        batch_size: How many are computed at once.
+        accelerator: Its processes share the work; None for this process alone.
+        in_step: Call ``compute`` equally often on all processes, because they must meet in it. What is computed for
+            that alone is thrown away.
+        progress: The name of a bar that counts this process's batches; None shows none.
+
+    Returns:
+        ``(num_items, ...)`` on the CPU.
+    """
+    batches = batches_of(range(num_items), batch_size)
+    own = own_share(batches, accelerator)
+    processes = accelerator.num_processes if accelerator else 1
+    calls = math.ceil(len(batches) / processes) if in_step else max(1, len(own))
+    padded = [*own, *[batches[0]] * (calls - len(own))]
+    rows: Tensor | None = None
+    for number, batch in enumerate(tqdm(padded, progress, unit="batch", disable=progress is None, leave=False)):
+        part = compute(batch)
+        if rows is None:
+            rows = part.new_zeros(num_items, *part.shape[1:])
+        if number < len(own):
+            rows[batch.start : batch.stop] = part
+    assert rows is not None
+    if accelerator is not None and processes > 1:
+        # Each row is zero on all processes but one.
+        rows = accelerator.reduce(rows.to(accelerator.device), reduction="sum")
+    return rows.cpu()
 
 
 def differences_from_launcher(accelerator: Accelerator) -> list[str]:

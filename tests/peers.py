@@ -30,6 +30,15 @@ class _Maker:
         self.weights[f"{name}.weight"] = 1 + 0.1 * torch.randn(channels, generator=self.generator)
         self.weights[f"{name}.bias"] = 0.1 * torch.randn(channels, generator=self.generator)
 
+    def residual(self, name: str, c_in: int, c_out: int, time_channels: int, *, time: str, shortcut: str) -> None:
+        self.norm(f"{name}.norm1", c_in)
+        self.layer(f"{name}.conv1", c_out, c_in, 3, 3)
+        self.layer(f"{name}.{time}", c_out, time_channels)
+        self.norm(f"{name}.norm2", c_out)
+        self.layer(f"{name}.conv2", c_out, c_out, 3, 3)
+        if c_in != c_out:
+            self.layer(f"{name}.{shortcut}", c_out, c_in, 1, 1)
+
 
 def ddpm_torch_weights(
     hid_channels: int = 32,
@@ -44,13 +53,7 @@ def ddpm_torch_weights(
     make = _Maker(seed)
 
     def residual(name: str, c_in: int, c_out: int) -> None:
-        make.norm(f"{name}.norm1", c_in)
-        make.layer(f"{name}.conv1", c_out, c_in, 3, 3)
-        make.layer(f"{name}.fc", c_out, time_embedding_dim)
-        make.norm(f"{name}.norm2", c_out)
-        make.layer(f"{name}.conv2", c_out, c_out, 3, 3)
-        if c_in != c_out:
-            make.layer(f"{name}.skip", c_out, c_in, 1, 1)
+        make.residual(name, c_in, c_out, time_embedding_dim, time="fc", shortcut="skip")
 
     def attention(name: str, c: int) -> None:
         make.norm(f"{name}.norm", c)
@@ -141,13 +144,7 @@ def ermongroup_weights(
     make = _Maker(seed)
 
     def residual(name: str, c_in: int, c_out: int) -> None:
-        make.norm(f"{name}.norm1", c_in)
-        make.layer(f"{name}.conv1", c_out, c_in, 3, 3)
-        make.layer(f"{name}.temb_proj", c_out, 4 * ch)
-        make.norm(f"{name}.norm2", c_out)
-        make.layer(f"{name}.conv2", c_out, c_out, 3, 3)
-        if c_in != c_out:
-            make.layer(f"{name}.nin_shortcut", c_out, c_in, 1, 1)
+        make.residual(name, c_in, c_out, 4 * ch, time="temb_proj", shortcut="nin_shortcut")
 
     def attention(name: str, c: int) -> None:
         make.norm(f"{name}.norm", c)

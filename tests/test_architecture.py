@@ -28,8 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "schedulers": {"diffusion"},
     "models": set(),
     "unet": {"models"},
-    "sampling": {"diffusion", "files", "images", "randomness", "schedulers"},
-    "metrics": {"diffusion", "files", "images", "randomness"},
+    "sampling": {"diffusion", "files", "images", "launch", "randomness", "schedulers"},
+    "metrics": {"diffusion", "files", "images", "launch", "randomness"},
     "hub": {"metrics"},  # the names of scores
     "pipeline": {"hub", "images", "models", "randomness", "sampling", "schedulers"},
     "__init__": {"diffusion", "models", "pipeline", "schedulers"},

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ddpm_hf
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
+from tests.networks import TWO_LEVELS
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 LOADERS = pytest.mark.parametrize("loader", [DiffusionPipeline, DDPMCustomPipeline])
@@ -20,14 +21,7 @@ LOADERS = pytest.mark.parametrize("loader", [DiffusionPipeline, DDPMCustomPipeli
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        num_class_embeds=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )
+    unet = UNet2DModel(**TWO_LEVELS, sample_size=8, num_class_embeds=4)
     DDPMCustomPipeline(unet.eval(), DDPMScheduler()).save_pretrained(tmp_path / "conditional")
     unet.register_to_config(num_class_embeds=None)
     unet.class_embedding = None

@@ -6,6 +6,7 @@ import platform
 import resource
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.measure import in_new_process
 from ddpm_hf.launch import (
     StopSignal,
+    compute_in_shares,
     differences_from_launcher,
     environment,
     keep_freed_memory,
@@ -144,3 +146,39 @@ def test_the_network_goes_before_the_process_group(tmp_path: Path) -> None:
     """Or a process may wait for ever at its end, once in some dozens of runs."""
     run = finished(tmp_path / "run", "--training.steps", 2, processes=2, fault=watch_the_end)
     assert run.with_name("run.said").read_text().count("the network went first") == 2
+
+
+@pytest.mark.parametrize("in_step", [False, True])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_processes_share_the_batches_and_each_row_is_computed_by_one(processes: int, in_step: bool) -> None:
+    def row(item: int) -> torch.Tensor:
+        return torch.tensor([[item, 1], [item**2, -1]], dtype=torch.float64)
+
+    parts: list[torch.Tensor] = []
+    called: list[list[range]] = []
+    for rank in range(processes):
+
+        def compute(batch: range) -> torch.Tensor:
+            called[-1].append(batch)
+            return torch.stack([row(item) for item in batch])
+
+        def reduce(rows: torch.Tensor, reduction: str) -> torch.Tensor:
+            parts.append(rows)
+            return rows
+
+        called.append([])
+        place: Any = SimpleNamespace(
+            process_index=rank, num_processes=processes, reduce=reduce, device=torch.device("cpu")
+        )
+        alone = compute_in_shares(compute, 11, 3, place, in_step=in_step)
+    expected = torch.stack([row(item) for item in range(11)])
+    assert torch.equal(sum(parts) if processes > 1 else alone, expected)
+    cut = [range(0, 3), range(3, 6), range(6, 9), range(9, 11)]
+    assert [batches[: len(cut[rank::processes])] for rank, batches in enumerate(called)] == [
+        cut[rank::processes] for rank in range(processes)
+    ]
+    calls = [len(batches) for batches in called]
+    assert calls == (
+        [-(-4 // processes)] * processes if in_step else [max(1, len(cut[r::processes])) for r in range(processes)]
+    )
+    assert torch.equal(compute_in_shares(lambda batch: expected[batch.start : batch.stop], 11, 3), expected)

@@ -14,14 +14,9 @@ import torch
 
 import ddpm_hf
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
+from tests.networks import TWO_LEVELS
 
-TINY: dict[str, Any] = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "norm_num_groups": 4,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-}
+TINY: dict[str, Any] = {**TWO_LEVELS, "sample_size": 8}
 CLOSE = 5e-4
 """An eighth of a grey level: float32's rounding, which the first steps divide by sqrt(alpha_bar)."""
 

@@ -13,6 +13,7 @@ from ddpm_hf.metrics.bits_per_dim import Likelihood, bits_per_dim
 from ddpm_hf.metrics.evaluation import Score
 from ddpm_hf.metrics.figures import save_bound
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
+from ddpm_hf.sampling.denoising import image_shape
 
 
 def load_model(name: str, reference: ImageData) -> DDPMCustomPipeline:
@@ -25,8 +26,7 @@ def load_model(name: str, reference: ImageData) -> DDPMCustomPipeline:
     """
     check_local_folder(Path(name))
     pipe: DDPMCustomPipeline = DDPMCustomPipeline.from_pretrained(name)
-    size = pipe.unet.config.sample_size
-    shape = (pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+    shape = image_shape(pipe.unet)
     if shape != reference.shape:
         raise ValueError(
             f"{name} makes images of {shape} and {reference.name} has {reference.shape} (channels, height, width); "

@@ -18,10 +18,10 @@ from ddpm_hf.cli.show import save, show
 from ddpm_hf.command_line import fail
 from ddpm_hf.hub.push import command_to_finish, prepare_once, samples_push
 from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository, told_in_one_sentence
-from ddpm_hf.launch import environment, start_processes
+from ddpm_hf.launch import batches_of, environment, own_share, start_processes
 from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
-from ddpm_hf.sampling.denoising import SamplingOptions, step_options_of
+from ddpm_hf.sampling.denoising import SamplingOptions, no_class_of, step_options_of
 from ddpm_hf.sampling.image_files import PNGFolder, sample_files
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
 
@@ -99,9 +99,10 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
     if config.push_to_hub:
         prepare_once(Repository(config.push_to_hub, "dataset", config.hub_private_repo), accelerator)
     files = sample_files(config.output, config.format)
+    if accelerator.is_main_process:
+        files.remove_temporaries()
     missing = set(files.missing(seeds))
-    batches = [seeds[start : start + config.batch_size] for start in range(0, len(seeds), config.batch_size)]
-    batches = [batch for batch in batches if missing.intersection(batch)]
+    batches = [batch for batch in batches_of(seeds, config.batch_size) if missing.intersection(batch)]
     accelerator.wait_for_everyone()  # all have looked before anyone writes, so they share out the same batches
     if accelerator.is_main_process:
         write_manifest(config.output, settings, environment(accelerator))
@@ -159,8 +160,8 @@ def labels_of(config: SampleConfig, pipe: DDPMCustomPipeline) -> torch.Tensor | 
         in_turn = [label for span in spans for label in range(int(span[0]), int(span[-1]) + 1)]
     except ValueError:
         raise ValueError(f"class_labels is {config.class_labels!r} and takes a form like 3, 1,4,7 or 0-9") from None
-    has_no_class = config.guidance_scale != 1  # the last one then stands for "no class"
-    last = num_classes - 2 if has_no_class else num_classes - 1
+    has_no_class = config.guidance_scale != 1
+    last = no_class_of(pipe.unet) - 1 if has_no_class else num_classes - 1
     if not in_turn or max(in_turn) > last:
         beside = ', and one more for "no class"' if has_no_class else ""
         raise ValueError(f"class_labels is {config.class_labels!r}, and the model has classes 0 to {last}{beside}")
@@ -176,7 +177,6 @@ def _draw(
     missing: set[int],
     labels: torch.Tensor | None,
 ) -> None:
-    own = batches[accelerator.process_index :: accelerator.num_processes]
     bar = tqdm(
         total=len(missing),
         desc="sampling",
@@ -185,7 +185,7 @@ def _draw(
     )
     writing: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as writer, bar:
-        for batch in own:
+        for batch in own_share(batches, accelerator):
             images: torch.Tensor = pipe(
                 seeds=batch,
                 num_inference_steps=config.num_inference_steps,

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.likelihood import METHODS, bound_estimate, bound_terms, drawn, ode_nats
+from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.randomness import random_stream
 
 
@@ -122,33 +122,28 @@ def bits_per_dim(
         ValueError: for images that do not fit the model.
     """
     denoiser = denoiser_in_float64(pipe)
-    total = denoiser.diffusion.num_train_timesteps
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
         raise ValueError(
             f"bits per dimension are those of uint8 images, (N, C, H, W), N >= 1; these are {tuple(images.shape)} of "
             f"{str(images.dtype).removeprefix('torch.')}."
         )
-    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    device = accelerator.device if accelerator else torch.device("cpu")
-    results = torch.zeros(len(images), total + 1 if likelihood.method == "bound" else 1, dtype=torch.float64)
+
+    def compute(batch: range) -> Tensor:
+        x_0 = images[batch.start : batch.stop].cpu().double() / 127.5 - 1
+        streams = [random_stream("likelihood", likelihood.seed, index) for index in batch]
+        labels = None if class_labels is None else class_labels[batch.start : batch.stop]
+        if likelihood.method == "bound":
+            return bound_terms(denoiser, x_0, streams, labels)
+        if likelihood.method == "estimate":
+            return bound_estimate(denoiser, x_0, streams, labels, likelihood.timesteps_per_image)[:, None]
+        dequantised = x_0 + (drawn(streams, x_0, np.random.Generator.random) - 0.5) / 127.5
+        nats = ode_nats(denoiser, dequantised, streams, labels, likelihood.num_steps)
+        # A level's probability is the density at it times its width of 2/255.
+        return nats[:, None] / math.log(2) / x_0[0].numel() + math.log2(127.5)
+
     was_training = pipe.unet.training
     pipe.unet.eval()
-    starts = range(rank * batch_size, len(images), processes * batch_size)
-    for start in tqdm(starts, desc="bits/dim", unit="batch", disable=not show_progress, leave=False):
-        stop = min(start + batch_size, len(images))
-        x_0 = images[start:stop].cpu().double() / 127.5 - 1
-        streams = [random_stream("likelihood", likelihood.seed, index) for index in range(start, stop)]
-        labels = None if class_labels is None else class_labels[start:stop]
-        if likelihood.method == "bound":
-            results[start:stop] = bound_terms(denoiser, x_0, streams, labels)
-        elif likelihood.method == "estimate":
-            results[start:stop, 0] = bound_estimate(denoiser, x_0, streams, labels, likelihood.timesteps_per_image)
-        else:
-            dequantised = x_0 + (drawn(streams, x_0, np.random.Generator.random) - 0.5) / 127.5
-            nats = ode_nats(denoiser, dequantised, streams, labels, likelihood.num_steps)
-            # A level's probability is the density at it times its width of 2/255.
-            results[start:stop, 0] = nats / math.log(2) / x_0[0].numel() + math.log2(127.5)
+    progress = "bits/dim" if show_progress else None
+    results = compute_in_shares(compute, len(images), batch_size, accelerator, progress=progress)
     pipe.unet.train(was_training)
-    if accelerator is not None and processes > 1:
-        results = accelerator.reduce(results.to(device), reduction="sum").cpu()
     return BitsPerDim(results.sum(dim=1), results if likelihood.method == "bound" else None)

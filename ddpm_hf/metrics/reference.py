@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from huggingface_hub.constants import HF_HOME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ddpm_hf.files import written_whole
+from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.metrics.extractors import Extractor
 from ddpm_hf.metrics.frechet import mean_and_covariance
 
@@ -73,19 +73,13 @@ class FeatureExtraction:
         Raises:
             ValueError: the extractor takes other images, or gives numbers that are not finite.
         """
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        starts = range(0, len(images), self.batch_size)
-        found: Tensor | None = None
-        for number, start in enumerate(tqdm(starts, "features", unit="batch", disable=not self.show_progress)):
-            is_own = number % processes == rank
-            if is_own or found is None:  # each computes the first one, for the number of features
-                part = self._of_batch(images[start : start + self.batch_size])
-            if found is None:
-                found = torch.zeros(len(images), part.shape[1], device=part.device)
-            if is_own:
-                found[start : start + self.batch_size] = part
-        assert found is not None
-        features: Tensor = self.accelerator.reduce(found, reduction="sum").cpu()
+        features = compute_in_shares(
+            lambda batch: self._of_batch(images[batch.start : batch.stop]),
+            len(images),
+            self.batch_size,
+            self.accelerator,
+            progress="features" if self.show_progress else None,
+        )
         if not features.isfinite().all():
             raise ValueError(f"the extractor {self.extractor.name} gave features that are not finite")
         return features

@@ -13,10 +13,10 @@ from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from tqdm.auto import tqdm
 
 from ddpm_hf.diffusion.denoiser import Guided, Network, split_variance
 from ddpm_hf.images import to_uint8
+from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.randomness import generators_of
 from ddpm_hf.sampling.samplers import check_start
 from ddpm_hf.schedulers.base import GaussianScheduler
@@ -200,30 +200,26 @@ def sample_images(
         ValueError: as `denoise`, or if the scheduler cannot draw images from noise with such a network.
     """
     check_start(scheduler)
-    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    device = next(unet.parameters()).device
-    images = torch.zeros(len(seeds), *image_shape(unet), dtype=torch.uint8, device=device)
+    shape, device = image_shape(unet), next(unet.parameters()).device
+
+    def draw(batch: range) -> Tensor:
+        generators = generators_of(seeds[batch.start : batch.stop])
+        noise = randn_tensor((len(batch), *shape), generator=generators, device=device, dtype=unet.dtype)
+        labels = None if class_labels is None else class_labels[batch.start : batch.stop].to(device)
+        return to_uint8(denoise(unet, scheduler, noise, options, generator=generators, class_labels=labels))
+
     sharded = [module for module in unet.modules() if isinstance(module, FSDPModule)]
     was_training = unet.training
     unet.eval()
-    starts = range(0, len(seeds), processes * options.batch_size)
-    for first in tqdm(starts, desc="sampling", unit="batch", disable=not show_progress, leave=False):
-        start = first + rank * options.batch_size
-        is_left_over = start >= len(seeds)
-        if is_left_over and not sharded:
-            break
-        if is_left_over:
-            start = 0  # for nothing, but the others' shares of the network are used by all processes at each step
-        stop = min(start + options.batch_size, len(seeds))
-        generators = generators_of(seeds[start:stop])
-        noise = randn_tensor((stop - start, *image_shape(unet)), generator=generators, device=device, dtype=unet.dtype)
-        labels = None if class_labels is None else class_labels[start:stop].to(device)
-        x_0 = denoise(unet, scheduler, noise, options, generator=generators, class_labels=labels)
-        if not is_left_over:
-            images[start:stop] = to_uint8(x_0)
+    images = compute_in_shares(
+        draw,
+        len(seeds),
+        options.batch_size,
+        accelerator,
+        in_step=bool(sharded),  # each process needs the others' shards of the network
+        progress="sampling" if show_progress else None,
+    )
     unet.train(was_training)
     for module in sharded:
         module.reshard()  # or it would go on with these whole weights when the sharded ones have changed
-    if accelerator is not None and processes > 1:
-        images = accelerator.reduce(images, reduction="sum")  # every image is zero on all processes but one
-    return images.cpu()
+    return images

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_hf.files import is_temporary, written_whole
+from ddpm_hf.files import is_temporary, remove_temporaries, written_whole
 from ddpm_hf.images import save_png, to_pil
 
 FORMATS = ("png", "npz", "parquet")
@@ -34,6 +34,10 @@ class PNGFolder:
     def path(self, seed: int) -> Path:
         """Path of the image of a seed."""
         return self.folder / f"{seed - seed % IMAGES_PER_FOLDER:06d}" / f"{seed:06d}.png"
+
+    def remove_temporaries(self) -> None:
+        """Remove what a killed process left half written. No process may be writing."""
+        remove_temporaries(self.folder, *self.folder.glob("*/"))
 
     def missing(self, seeds: Iterable[int]) -> list[int]:
         """Those of the seeds whose image is not there whole."""

@@ -11,6 +11,7 @@ from torch import nn
 from ddpm_hf.data.sources import ImageSource
 from ddpm_hf.diffusion.losses import Objective, training_loss
 from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.sampling.denoising import image_shape
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.training.choices import LR_SCHEDULES, OPTIMIZERS
 from ddpm_hf.training.settings import TrainingConfig
@@ -31,12 +32,11 @@ def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, tr
             f"the images of {data.name!r} have {channels} channels and the network {config.in_channels} in and "
             f"{config.out_channels} out; give --model.in_channels {channels} --model.out_channels {out_channels}{twice}"
         )
-    size = config.sample_size
-    if (size if isinstance(size, tuple | list) else (size, size)) not in ((height, width), [height, width]):
+    if image_shape(unet)[1:] != (height, width):
         wanted = str(height) if height == width else f"[{height},{width}]"
         raise ValueError(
-            f"the images of {data.name!r} are {height} x {width} and model.sample_size is {size}; "
-            f"give --model.sample_size {wanted}"
+            f"the images of {data.name!r} are {height} x {width} and model.sample_size is "
+            f"{config.sample_size}; give --model.sample_size {wanted}"
         )
     if config.num_class_embeds is not None:
         if data.num_classes is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_hf.data.batches import Batch
-from ddpm_hf.files import write_json, written_whole
+from ddpm_hf.files import remove_temporaries, write_json, written_whole
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import StopSignal
 from ddpm_hf.metrics.evaluation import HELD_OUT, SAMPLES, Results
@@ -74,6 +74,7 @@ class Run:
     def _begin(self) -> None:
         setup, config = self.setup, self.config
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(self.folder, self.folder / "samples")
         setup.checkpoints.clear(everything=config.resume == "never")
         (self.folder / "config.yaml").write_text(config.to_yaml())
         write_json(self.folder / "environment.json", setup.environment)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.models.unet_2d_blocks import attend
+from tests.networks import TWO_LEVELS
 
 CIFAR10: dict[str, Any] = {
     "sample_size": 32,
@@ -22,13 +23,7 @@ CIFAR10: dict[str, Any] = {
     "flip_sin_to_cos": False,
     "norm_eps": 1e-6,
 }
-TINY: dict[str, Any] = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "norm_num_groups": 4,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-}
+TINY: dict[str, Any] = {**TWO_LEVELS, "sample_size": 8}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 

@@ -7,14 +7,9 @@ import pytest
 import torch
 
 from ddpm_hf.models.unet_2d import UNet2DModel
+from tests.networks import TWO_LEVELS
 
-TINY: dict[str, Any] = {
-    "block_out_channels": (8, 16),
-    "norm_num_groups": 4,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-}
+TINY: dict[str, Any] = {**TWO_LEVELS, "layers_per_block": 1}
 EVERYWHERE = {"down_block_types": ("AttnDownBlock2D",) * 2, "up_block_types": ("AttnUpBlock2D",) * 2}
 NOWHERE = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -15,6 +15,7 @@ from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, averages_of, restore, what_is_broken
 from ddpm_hf.training.ema import EMA
+from tests.networks import TWO_LEVELS
 from tests.runs import start_processes_of
 
 STEPS = 4
@@ -22,8 +23,7 @@ STEPS = 4
 
 def make_state(sharded: bool) -> TrainingState:
     torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    unet = UNet2DModel(**blocks, sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
+    unet = UNet2DModel(**TWO_LEVELS, sample_size=8, layers_per_block=1)
     if sharded:
         for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
             fully_shard(block)

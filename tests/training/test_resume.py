@@ -163,10 +163,14 @@ def stopped(unbroken: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(unbroken, tmp_path / "run"))
 
 
-def test_a_finished_run_trains_no_more(stopped: Path, unbroken: Path) -> None:
+def test_a_finished_run_trains_no_more_and_clears_up(stopped: Path, unbroken: Path) -> None:
+    left = [stopped / ".best.partial", stopped / "samples" / ".grid.png.7.partial"]
+    for path in left:
+        path.touch()
     before = (stopped / "checkpoints" / f"step-{STEPS}" / "training" / "state.json").read_bytes()
     assert_same_run(finished(stopped, *WORK), unbroken)
     assert (stopped / "checkpoints" / f"step-{STEPS}" / "training" / "state.json").read_bytes() == before
+    assert not any(path.exists() for path in left)
 
 
 def test_broken_checkpoints_are_named_and_left_aside(stopped: Path, unbroken: Path) -> None:
