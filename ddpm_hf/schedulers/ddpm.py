@@ -19,9 +19,9 @@ class DDPMScheduler(GaussianScheduler):
         num_train_timesteps: T, the number of timesteps.
         beta_start: first variance, beta_0.
         beta_end: last variance, beta_{T-1}.
-        beta_schedule: noise schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine), sigmoid, laplace, const, warmup10,
-            warmup50 or jsd. Those that not every diffusers scheduler knows are written to the config as `trained_betas`
-            too.
+        beta_schedule: noise schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine), sigmoid, laplace, const,
+            warmup10, warmup50 or jsd. Those that not every diffusers scheduler knows are written to the config as
+            `trained_betas` too.
         trained_betas: the T betas themselves, in place of `beta_schedule`.
         variance_type: variance of the noise that a step adds: fixed_small, fixed_large (for all T steps only),
             learned or learned_range; see `GaussianDiffusion.log_variance`.
