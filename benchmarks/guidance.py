@@ -1,10 +1,10 @@
-"""What guidance does to class-conditional digits: the accuracy of the asked class against diversity, over the scales.
+"""Guidance of class-conditional digits: accuracy against diversity, over guidance scales.
 
     accelerate launch train_accelerate.py --config configs/train/digits_conditional.yaml
     python -m benchmarks guidance --model runs/digits_conditional
 
-Images of ten classes in turn, in 50 steps with eta 1. Accuracy is the share of them that the digits network takes for
-the asked class, first of all and then of each class; the last row are real digits held out from training.
+Images of ten classes in turn, in 50 steps with eta 1. Accuracy is the share of images that the digits network assigns
+to the requested class, for all images and for each class. The last row is of real digits held out from training.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
 
 
 def figures(images: Tensor, labels: Tensor, real: Tensor, network: DigitsFeatures) -> dict[str, Any]:
-    """Scores of images that were asked to be of these classes.
+    """Scores of images that should show these classes.
 
     Args:
         images: uint8 (N, 1, 8, 8).

@@ -41,7 +41,7 @@ class ConvertConfig:
             raise ValueError(f"sample_size is {self.sample_size} and must be at least 1")
         given = [name for name in ("recipe", "sample_size", "norm_eps") if getattr(self, name) is not None]
         if given and (self.source.is_dir() or self.is_recipe):
-            raise ValueError(f"{given[0]} is for a checkpoint's file, and {self.source} says it by itself")
+            raise ValueError(f"{given[0]} is for a checkpoint file only; {self.source} needs none, leave it out")
         if self.is_recipe and self.destination.suffix not in (".yaml", ".yml"):
             raise ValueError(f"a recipe becomes a .yaml, and the destination is {self.destination}")
         if self.to != "diffusers" and self.destination.suffix in (".json", ".yml", ".yaml"):

@@ -82,7 +82,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.is_of_a_model != (self.model is not None) or (self.is_of_a_model and len(self.metrics) > 1):
-            raise ValueError("bits_per_dim is of a --model, and all other metrics are of samples: ask for it by itself")
+            raise ValueError(
+                "bits_per_dim scores a --model and the other metrics score samples; "
+                "give either --model with --metrics bits_per_dim alone, or samples with other metrics"
+            )
         if not self.is_of_a_model and (self.samples is None) == (not self.compare):
             raise ValueError("give the images either by --samples ONE or by --compare SEVERAL")
         if not self.metrics:

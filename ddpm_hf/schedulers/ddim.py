@@ -79,9 +79,7 @@ class DDIMScheduler(GaussianScheduler):
                 prediction type, wrong channels, or a timestep out of range.
         """
         if self.num_inference_steps is None:
-            raise ValueError(
-                "DDIMScheduler has no grid of timesteps yet; call set_timesteps(num_inference_steps) first."
-            )
+            raise ValueError("DDIMScheduler has no timesteps yet; call set_timesteps(num_inference_steps) first.")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta={eta} is outside 0 (DDIM) .. 1 (DDPM).")
         if eta > 0 and generator is not None and variance_noise is not None:

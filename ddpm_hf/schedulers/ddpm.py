@@ -34,7 +34,7 @@ class DDPMScheduler(GaussianScheduler):
         timestep_spacing: leading, linspace, trailing or quadratic. `quadratic` is kept as `_timestep_spacing`, beside a
             `timestep_spacing` of `leading`, so that plain diffusers can use the saved config.
         steps_offset: number added to each timestep of `leading`.
-        rescale_betas_zero_snr: rescale the betas so that the last timestep is pure noise (Lin et al. 2024).
+        rescale_betas_zero_snr: rescale the betas so that the last timestep is pure noise (Lin et al. 2023).
     """
 
     @register_to_config  # type: ignore[untyped-decorator]  # diffusers is untyped

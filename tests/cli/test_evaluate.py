@@ -207,8 +207,8 @@ def test_bits_per_dim_by_quicker_ways(model: Path, tmp_path: Path, method: str) 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--metrics", "bits_per_dim"], "bits_per_dim is of a --model"),
-        (["--metrics", "bits_per_dim", "fid", "--model", "x"], "ask for it by itself"),
+        (["--metrics", "bits_per_dim"], "bits_per_dim scores a --model"),
+        (["--metrics", "bits_per_dim", "fid", "--model", "x"], "--metrics bits_per_dim alone"),
         ([*BITS, "--model", "nobody/nothing"], "nobody/nothing"),
         ([*BITS, "--model", "{model}", "--reference_resolution", 16], "makes images of (1, 8, 8) and digits has"),
     ],

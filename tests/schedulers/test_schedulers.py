@@ -210,7 +210,7 @@ def test_half_precision_stays(cls: Any, dtype: torch.dtype) -> None:
 
 def test_bad_input() -> None:
     x = torch.zeros(1, 3, 4, 4)
-    with pytest.raises(ValueError, match=r"has no grid of timesteps yet; call set_timesteps"):
+    with pytest.raises(ValueError, match=r"has no timesteps yet; call set_timesteps"):
         DDIMScheduler().step(x, 10, x)
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(10)
