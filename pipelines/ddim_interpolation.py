@@ -28,7 +28,7 @@ class DDIMInterpolationPipeline(ddpm_hf.DDPMCustomPipeline):
 
     @torch.no_grad()
     def encode(self, images: Tensor, num_inference_steps: int = 100) -> Tensor:
-        """The x_T of each image, (B, C, H, W) in [-1, 1], on the grid of S steps."""
+        """The x_T of each image, (B, C, H, W) in [-1, 1], by S steps."""
         self.scheduler.set_timesteps(num_inference_steps)
         denoiser = self.scheduler.denoiser.of(network_of(self.unet))
         x = images.to(self._execution_device, self.unet.dtype)
@@ -41,7 +41,7 @@ class DDIMInterpolationPipeline(ddpm_hf.DDPMCustomPipeline):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, num_inference_steps: int = 100) -> Tensor:
-        """The images of x_T, (B, C, H, W), on the grid of S steps: about [-1, 1]."""
+        """The images of x_T, (B, C, H, W), by S steps: about [-1, 1]."""
         self.scheduler.set_timesteps(num_inference_steps)
         return self.denoise(latents)
 

@@ -25,7 +25,7 @@ from ddpm_hf.sampling.denoising import network_of
 
 
 class RePaintPipeline(ddpm_hf.DDPMCustomPipeline):
-    """Paints what is masked, with DDPM's noise on any grid of steps, whatever scheduler the model came with."""
+    """Inpaints the masked part with DDPM's noise, in any number of steps, whatever scheduler the model came with."""
 
     def __init__(self, unet, scheduler):  # type: ignore[no-untyped-def]  # the loader wants these two names only
         super().__init__(unet, ddpm_hf.DDIMScheduler.from_config(scheduler.config))

@@ -19,7 +19,7 @@ import ddpm_hf
 
 
 class VariationsPipeline(ddpm_hf.DDPMCustomPipeline):
-    """Noises to a step of DDIM's grid and goes on from there, whatever scheduler the model came with."""
+    """Adds noise up to one of DDIM's timesteps and denoises from there, whatever scheduler the model came with."""
 
     def __init__(self, unet, scheduler):  # type: ignore[no-untyped-def]  # the loader wants these two names only
         super().__init__(unet, ddpm_hf.DDIMScheduler.from_config(scheduler.config))

@@ -41,7 +41,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """How a network is told of the classes of its images.
+    """How a network is given the classes of its images.
 
     Args:
         dropout: Probability with which an image's label is replaced by ``no_class``, for classifier-free guidance (Ho &

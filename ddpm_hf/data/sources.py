@@ -26,15 +26,15 @@ DIGITS = Path(__file__).parents[1] / "assets" / "digits"
 
 
 class ImageSource(Protocol):
-    """What training needs of its images."""
+    """The interface of training images."""
 
     @property
     def name(self) -> str:
-        """The data set, for messages."""
+        """Name of the data set, for messages."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the images or what is done to them."""
+        """A hash or name that changes with the images and their transforms."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ class ImageSource(Protocol):
 
     @property
     def num_classes(self) -> int | None:
-        """Labels are below it; None where there are no labels."""
+        """Number of classes; labels are below it. None if there are no labels."""
 
     def batch(self, step: int, batch_size: int, start: int, stop: int, seed: int) -> tuple[Tensor, Tensor | None]:
         """Samples ``start`` to ``stop - 1`` of the global batch of ``step``, which depends on nothing but the seed.
@@ -54,7 +54,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class ImageData:
-    """Decoded images, all at hand.
+    """Decoded images, all in memory (or mapped into it).
 
     Args:
         name: What the images are, for messages and files.
@@ -138,7 +138,7 @@ def _stream(config: DataConfig) -> StreamedImages:
 
 
 def _load(config: DataConfig) -> tuple[Any, str]:
-    """The data set, not decoded, and what stands for its state."""
+    """The data set, not decoded, and a hash of its state."""
     spec: dict[str, Any] = {"path": config.name, "name": config.config, "revision": config.revision}
     if config.name == "digits":
         spec |= {"path": "parquet", "data_files": {part: str(DIGITS / f"{part}.parquet") for part in ("train", "test")}}

@@ -50,7 +50,7 @@ class Subject:
 
     @property
     def dataset_id(self) -> str | None:
-        """That of the Hub, if the data came from there."""
+        """Id of the data set on the Hub, if the data came from there."""
         data = self.config.get("data", {})
         name = data.get("name", "")
         return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".parquet") else None

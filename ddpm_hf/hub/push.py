@@ -14,7 +14,7 @@ from ddpm_hf.hub.repository import PushError, Repository, Write
 
 @dataclass(frozen=True)
 class Push:
-    """One commit that is to be.
+    """One commit to be made.
 
     Args:
         message: Its title.
@@ -31,7 +31,7 @@ class Push:
     mirror: bool = False
 
     def to(self, repository: Repository) -> str:
-        """Do it; returns its URL.
+        """Make the commit; returns its URL.
 
         Raises:
             PushError: it did not work.
@@ -54,7 +54,7 @@ def samples_push(folder: Path, repository: str, license: str) -> Push:
 
 
 def command_to_finish(folder: Path, repository: str, license: str, checkpoints: bool = False) -> str:
-    """The command line that pushes what could not be pushed."""
+    """The command line that repeats a failed push."""
     command = ["ddpm-hf-push", str(folder), repository]
     command += ["--hub_license", license] if license != LICENSE else []
     return shlex.join([*command, "--checkpoints"] if checkpoints else command)

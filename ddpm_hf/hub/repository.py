@@ -81,7 +81,7 @@ class Repository:
             )
 
     def prepare(self) -> None:
-        """Make the repository if it is not there, and see that we may write to it.
+        """Create the repository if it does not exist, and check that we may write to it.
 
         Raises:
             PushError: we may not, it holds something else, or the Hub cannot be asked.
@@ -176,7 +176,7 @@ def told_in_one_sentence(repository: str) -> Iterator[None]:
 
 
 def explain(error: BaseException, repository: str) -> str:
-    """What a library's error about a repository means, in one sentence."""
+    """Explain a library's error about a repository in one sentence."""
     cause = _cause(error)
     match cause:
         case OfflineModeIsEnabled():

@@ -59,13 +59,13 @@ class TrainingState:
     best: dict[str, float] | None = None
 
     def count_step(self, taken: bool) -> None:
-        """A step is done, or was skipped."""
+        """Count a step, taken or skipped."""
         self.step += 1
         self.skipped += not taken
         self.skipped_in_a_row = 0 if taken else self.skipped_in_a_row + 1
 
     def numbers(self) -> dict[str, Any]:
-        """What is not a tensor, in the types of JSON."""
+        """The part of the state that is not tensors, in the types of JSON."""
         return {
             "step": self.step,
             "skipped": self.skipped,
@@ -95,7 +95,7 @@ class Checkpoints:
         self._accelerator = accelerator
 
     def find(self, resume: str) -> tuple[Path | None, list[str]]:
-        """The checkpoint to go on from, the same on all processes, and a sentence for each broken one left aside.
+        """The checkpoint to resume from, the same on all processes, and a sentence for each broken one that is ignored.
 
         Args:
             resume: "auto" (the newest complete one here, if any), "never", or the path of one.
@@ -124,7 +124,7 @@ class Checkpoints:
         return path, []
 
     def clear(self, everything: bool) -> None:
-        """Remove what a killed run left half done, and, where asked, all checkpoints. On the main process only."""
+        """Remove unfinished checkpoints of a killed run and, if asked to, all checkpoints. On the main process only."""
         remove_temporaries(self.folder)
         for path in self._all() if everything else []:
             remove(path)
@@ -185,7 +185,7 @@ class Checkpoints:
             remove(path)
 
     def _all(self) -> list[Path]:
-        """What has the name of a checkpoint, oldest first."""
+        """Folders with the name of a checkpoint, oldest first."""
         found = [path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
         return sorted(found, key=step_of)
 

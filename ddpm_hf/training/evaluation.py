@@ -79,8 +79,8 @@ class SampleEvaluation:
             self._held_out_labels = None if held_out.labels is None else held_out.labels[: settings.num_images]
 
     def _metrics(self, config: Config) -> list[str]:
-        """Those of the settings, and the accuracy wherever it can be computed."""
-        # The digits network knows the digits' classes, so it can say whether an image is of the class that was asked.
+        """The metrics of the settings, and the accuracy wherever it can be computed."""
+        # The digits network knows the digits' classes, so it can say whether an image shows the class that it should.
         knows = self._num_classes is not None and config.data.name == config.evaluation.extractor == "digits"
         asked = [name for name in config.evaluation.metrics if METRICS[name].needs_labels]
         if asked and not knows:
@@ -116,7 +116,7 @@ class SampleEvaluation:
         return image_grid(shown, columns, scale=max(1, 32 // images.shape[-1]))
 
     def score(self, images: Tensor) -> Results:
-        """The scores of ``images``, uint8 ``(N, C, H, W)``; none where no feature network was asked for."""
+        """The scores of ``images``, uint8 ``(N, C, H, W)``; none if the settings name no feature network."""
         if self._settings.extractor is None:
             return Results(num_images={SAMPLES: len(images)})
         sets = {SAMPLES: self._scorer.score(self._features.of(images), self._labels_of(len(images)))}
@@ -131,7 +131,7 @@ class SampleEvaluation:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the images are, besides the run's settings."""
+        """Facts about the images that are not in the run's settings."""
         return {} if self._num_classes is None else {"class_labels": f"0-{self._num_classes - 1}"}
 
     def table(self, results: Results) -> str:

@@ -18,7 +18,7 @@ from ddpm_hf.training.settings import TrainingConfig
 
 
 def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, training: TrainingConfig) -> None:
-    """See that images, network and objective go together, before anything is trained or written.
+    """Check that images, network and objective fit together, before anything is trained or written.
 
     Raises:
         ValueError: with the setting to change.
@@ -68,14 +68,14 @@ def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, tr
 
 
 def objective_of(training: TrainingConfig) -> Objective:
-    """What the settings ask to be minimised."""
+    """The objective that the settings name."""
     return Objective(
         training.loss, training.vlb_weight, training.loss_weighting, training.min_snr_gamma, training.p2_gamma
     )
 
 
 def prepare_network(unet: UNet2DModel, training: TrainingConfig) -> None:
-    """Set up, in place, what makes a step faster or smaller and means the same."""
+    """Apply, in place, the settings that make a step faster or smaller without changing what it computes."""
     if training.tf32:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
@@ -92,7 +92,7 @@ def prepare_network(unet: UNet2DModel, training: TrainingConfig) -> None:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """What every optimizer is given; an optimizer may ignore those that it has no use for.
+    """The options given to every optimizer; it may ignore those that it has no use for.
 
     Args:
         learning_rate: learning rate after the warm-up.
@@ -106,7 +106,7 @@ class OptimizerOptions:
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """The one of `choices.OPTIMIZERS` that the settings name."""
+    """The optimizer that the settings name, from `choices.OPTIMIZERS`."""
     options = OptimizerOptions(config.learning_rate, config.betas, config.weight_decay)
     optimizer: torch.optim.Optimizer = resolve_name(OPTIMIZERS[config.optimizer])(parameters, options)
     return optimizer
@@ -134,7 +134,7 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def constant(progress: float) -> float:
-    """1."""
+    """Always 1."""
     return 1.0
 
 

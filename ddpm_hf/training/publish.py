@@ -78,7 +78,7 @@ def model_push(run: Path, repository: str, license: str, checkpoint: Path | None
 
 
 def checkpoint_push(run: Path, checkpoint: Path) -> Push:
-    """A checkpoint from which another machine can go on."""
+    """A checkpoint from which another machine can resume."""
     files = public_files(checkpoint, "**/*", prefix=f"{checkpoint.name}/") | public_files(run, "metrics.jsonl")
     return Push(f"Checkpoint of step {step_of(checkpoint)}", files, branch=CHECKPOINTS, mirror=True)
 
@@ -150,16 +150,16 @@ class Publisher:
         self._thread.start()
 
     def saved(self, checkpoint: Path) -> None:
-        """A checkpoint is complete."""
+        """Push a checkpoint that is complete, if the strategy says so."""
         if self._strategy != "end":
             self._submit(lambda: self._pushes(checkpoint))
 
     def finished(self) -> None:
-        """The run's folder is complete."""
+        """Push the run's folder, which is complete."""
         self._submit(lambda: self._pushes(None))
 
     def close(self, timeout: float | None = None) -> str | None:
-        """Wait for what is under way.
+        """Wait for the pushes under way.
 
         Args:
             timeout: Seconds; None for as long as it takes.

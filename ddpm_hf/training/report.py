@@ -8,7 +8,7 @@ from ddpm_hf.training.setup import Setup
 
 
 def described(setup: Setup) -> str:
-    """What will happen, for a person to read."""
+    """Summary of the run before it starts, for a person to read."""
     channels, height, width = setup.data.shape
     parameters = sum(parameter.numel() for parameter in setup.state.unet.parameters())
     training, place = setup.config.training, setup.environment
@@ -54,7 +54,7 @@ def results_of(setup: Setup, results: Results, seconds: dict[str, float]) -> dic
 
 
 def reported(setup: Setup, results: Results) -> str:
-    """The scores, and what to do with the model, for a person to read."""
+    """The scores, and how to use the model, for a person to read."""
     folder = setup.config.output_dir
     return (
         f"{setup.evaluation.table(results)}\n\n"

@@ -156,7 +156,7 @@ class Run:
         return self.state.step == self.config.training.steps
 
     def is_due(self, every: int | None) -> bool:
-        """Whether something that comes every so many steps comes after this one."""
+        """Whether an action that is due every so many steps is due after this one."""
         return every is not None and self.state.step % every == 0
 
     def is_save_due(self) -> bool:
@@ -164,7 +164,7 @@ class Run:
         return self.is_last or (self.is_due(self.config.training.checkpoint_every) and not self.state.skipped_in_a_row)
 
     def is_stop_asked(self) -> bool:
-        """Whether SIGTERM or SIGINT has come to any process. All processes must ask."""
+        """Whether any process has received SIGTERM or SIGINT. All processes must call it."""
         return self._stop.agreed()
 
     # The services.
@@ -209,7 +209,7 @@ class Run:
                 tracker.log_images({"samples": [grid]}, step=step)
 
     def score(self) -> tuple[Results, Tensor]:
-        """Draw the images of the averaged weights and score them; keep the best weights, if they are looked for."""
+        """Draw the images of the averaged weights and score them; keep the best weights during training."""
         images = self._draw(self.config.evaluation.num_images)
         with self._timed("scoring"):
             results = self.setup.evaluation.score(images)

@@ -251,7 +251,7 @@ class Config:
         check_weighting(training.loss_weighting, self.diffusion["prediction_type"])
 
     def _check_network(self) -> None:
-        """What of the network does not depend on the images."""
+        """Check the settings of the network that do not depend on the images."""
         images, outputs = self.model["in_channels"], self.model["out_channels"]
         variance_type = self.diffusion["variance_type"]
         wanted = 2 * images if variance_type.startswith("learned") else images
@@ -292,7 +292,7 @@ class Config:
         return settings
 
     def to_yaml(self) -> str:
-        """The resolved settings as a recipe: ``--config`` on it gives this run again."""
+        """The resolved settings as a recipe: ``--config`` with it repeats this run."""
         recipe: str = yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120)
         return recipe
 
@@ -316,7 +316,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
 
 
 def refused_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Those of :func:`changes` that would make another run of it."""
+    """The changes of :func:`changes` with which a run must not resume."""
     free = set(FREE_TO_CHANGE)
     if before["training"]["lr_schedule"] == after["training"]["lr_schedule"] == "constant":
         free.add("training.steps")  # the others are stretched over all the steps

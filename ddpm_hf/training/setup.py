@@ -75,7 +75,7 @@ class Setup:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network in training with what its output means; it restricts no predicted x_0."""
+        """The denoiser of the network in training, without clipping or thresholding."""
         return self.scheduler.denoiser.without_restriction().of(network_of(self.model))
 
 
@@ -176,7 +176,7 @@ def _saved_scheduler(config: Config, scheduler: DDPMScheduler) -> DDPMScheduler 
 
 
 def _checkpoint(resume: str, checkpoints: Checkpoints) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and what there is to say of others."""
+    """The checkpoint to resume from, and notes about others."""
     if not resume.startswith("hub:"):
         return checkpoints.find(resume)
     downloaded = download_checkpoint(resume)
@@ -185,7 +185,7 @@ def _checkpoint(resume: str, checkpoints: Checkpoints) -> tuple[Path | None, lis
 
 
 def _accepted(checkpoint: Path, config: Config, data: ImageSource) -> dict[str, Any]:
-    """What a checkpoint recorded, if this run may go on from it."""
+    """The record of a checkpoint, if this run may resume from it."""
     record = record_of(checkpoint)
     refused = refused_changes(record["config"], config.to_dict())
     if refused:
@@ -203,7 +203,7 @@ def _accepted(checkpoint: Path, config: Config, data: ImageSource) -> dict[str, 
 
 
 def _resumption(record: dict[str, Any], config: Config, place: dict[str, Any]) -> dict[str, Any]:
-    """What is not as it was when the checkpoint was written."""
+    """The differences from the run that wrote the checkpoint."""
     return {
         "step": record["step"],
         "settings": changes(record["config"], config.to_dict()),
