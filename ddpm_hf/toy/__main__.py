@@ -8,7 +8,7 @@ from ddpm_hf.toy.settings import ToyConfig
 
 def main() -> None:
     """The command."""
-    config = parse_settings(ToyConfig, sys.argv[1:], "Diffusion on points of the plane, to be looked at.")
+    config = parse_settings(ToyConfig, sys.argv[1:], "Train a diffusion model of points in the plane and plot it.")
     from ddpm_hf.toy.points import run  # only now, as it loads torch
 
     try:
