@@ -71,9 +71,9 @@ def test_a_few_steps_of_training_come_far_nearer_to_the_data_than_noise(
     of_noise = energy_distance(noise, toy.two_moons(800, torch.Generator().manual_seed(1)))
     assert 0 < floor < 0.01 < of_noise
     assert distance < of_noise / 3
-    strip, animation = Image.open(tmp_path / "strip.png"), Image.open(tmp_path / "process.gif")
-    assert strip.size[0] > 2 * strip.size[1]
-    assert animation.n_frames > 10  # type: ignore[attr-defined]
+    with Image.open(tmp_path / "strip.png") as strip, Image.open(tmp_path / "process.gif") as animation:
+        assert strip.size[0] > 2 * strip.size[1]
+        assert animation.n_frames > 10  # type: ignore[attr-defined]
 
 
 def test_the_same_seed_gives_the_same_pictures(tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_strip_and_animation_end_with_the_clean_points(tmp_path: Path) -> None:
     for top, wanted in ((24, points[-1]), (24 + 160 + 24, points[0])):
         assert (strip[top : top + 160, -168:-8] == density(wanted)).all()
     draw_animation(tmp_path / "process.gif", times, points, points[::-1], frames=4)
-    animation = Image.open(tmp_path / "process.gif")
-    assert animation.n_frames == 4  # type: ignore[attr-defined]
-    animation.seek(3)
-    last = np.asarray(animation.convert("RGB")).astype(int)[24:224]
+    with Image.open(tmp_path / "process.gif") as animation:
+        assert animation.n_frames == 4  # type: ignore[attr-defined]
+        animation.seek(3)
+        last = np.asarray(animation.convert("RGB")).astype(int)[24:224]
     for left, wanted in ((8, points[-1]), (216, points[0])):
         assert np.abs(last[:, left : left + 200] - density(wanted, size=200)).mean() < 5  # of 256, by its 32 colours
 
