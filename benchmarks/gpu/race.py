@@ -63,7 +63,7 @@ def run(
     }
     saved = state / "race.pt"
     if saved.exists():
-        for name, content in torch.load(saved, map_location=device).items():
+        for name, content in torch.load(saved, map_location=device, weights_only=True).items():
             racers[name].load_state_dict(content)
     start = time.perf_counter()
     for racer in racers.values():

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 import diffusers
@@ -128,10 +129,11 @@ class Recipe:
 
     def train_for(self, seconds: float, planned: float) -> None:
         """As `Racer` says."""
-        start = time.perf_counter()
+        start, first = time.perf_counter(), self.step
         self._run.until = start + seconds
         train(self._run)
-        self.loss = read_log(self._run.folder / "metrics.jsonl")[-1]["loss"] if self.step >= 10 else math.nan
+        lines = [line["loss"] for line in read_log(self._run.folder / "metrics.jsonl") if line["step"] > first]
+        self.loss = fmean(lines) if lines else math.nan
         self.seconds += time.perf_counter() - start
 
     def draw(self, num_images: int, steps: int) -> Tensor:
