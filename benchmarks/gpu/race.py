@@ -23,6 +23,7 @@ from benchmarks.gpu import cifar10
 from benchmarks.gpu.racers import Plain, Racer, Recipe, recipe
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.record import Record, table
+from ddpm_hf.files import written_whole
 from ddpm_hf.images import image_grid, save_png
 from ddpm_hf.metrics import frechet_distance
 
@@ -80,10 +81,8 @@ def run(
                 grid = output / f"{name}-{racer.seconds:.0f}s.png"
                 key = {"part": "race", "who": name, "seconds": round(racer.seconds, 1), "batch": sizes.race_batch}
                 attempt(key, partial(scored, racer, fid, sizes, grid))
-            state.mkdir(parents=True, exist_ok=True)
-            partial_file = saved.with_suffix(".partial")
-            torch.save({name: racer.state_dict() for name, racer in racers.items()}, partial_file)
-            partial_file.replace(saved)
+            with written_whole(saved) as temporary:
+                torch.save({name: racer.state_dict() for name, racer in racers.items()}, temporary)
 
 
 def judged(

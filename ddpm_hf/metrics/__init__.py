@@ -1,7 +1,8 @@
 """How good images are: feature networks, the metrics, and one table that says what each metric is and needs.
 
-Imports `images`, and for bits per dimension `diffusion`. Start with table.py, then base.py and evaluation.py. The
-public names below are loaded when they are first used, so that the table can be read without torch.
+Imports `files`, `images`, `launch`, and for bits per dimension `diffusion` and `randomness`. Start with table.py, then
+base.py and evaluation.py. The public names below are loaded when they are first used, so that the table can be read
+without torch.
 """
 
 from importlib import import_module
