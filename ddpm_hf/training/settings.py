@@ -197,7 +197,7 @@ class Config:
         quiet: Show no progress bars; the scores are still printed.
         resume: auto resumes from the newest complete checkpoint in output_dir, if there is one; never starts a new run
             and replaces what is there; a path resumes from that checkpoint; hub:OWNER/NAME[@REVISION] resumes from the
-            checkpoint that a run with --hub_strategy checkpoints has pushed, or from a newer one in output_dir.
+            checkpoint that a run with hub_strategy checkpoints has pushed, or from a newer one in output_dir.
         dry_run: Take a few steps, save, draw and score a tiny sample, print what the full run would cost, and delete
             everything again.
         push_to_hub: Push the model to hub_model_id.
