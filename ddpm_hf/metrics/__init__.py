@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from ddpm_hf.metrics.inception_score import InceptionScore
     from ddpm_hf.metrics.kernel_distance import KernelDistance
     from ddpm_hf.metrics.manifold_metrics import DensityCoverage, ImprovedPrecisionRecall, manifolds, precision_recall
+    from ddpm_hf.metrics.memorisation import Authenticity
 
 __all__ = [
+    "Authenticity",
     "DensityCoverage",
     "DigitsFeatures",
     "FrechetDistance",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Authenticity": "memorisation",
     "DensityCoverage": "manifold_metrics",
     "DigitsFeatures": "features",
     "FrechetDistance": "frechet",

@@ -1,13 +1,14 @@
 """From sets of images to their scores: what a training run and ddpm-hf-evaluate both compute and write."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ddpm_hf.metrics.base import ImageMetric
 from ddpm_hf.metrics.extractors import Extractor
+from ddpm_hf.metrics.memorisation import CopyingTest, copying_test
 from ddpm_hf.metrics.reference import Statistics
 from ddpm_hf.metrics.table import Metric, rows_of
 
@@ -36,6 +37,7 @@ class Results:
         reference_images: How many real ones it was compared with; None where only their statistics were at hand.
         extractor: Name of the feature network; None where none was used.
         extractor_sha256: Hash of its weights.
+        copying: Set -> whether its images are copies of real ones; empty where there are no held-out images.
     """
 
     sets: dict[str, dict[str, Score]] = field(default_factory=dict)
@@ -43,6 +45,7 @@ class Results:
     reference_images: int | None = None
     extractor: str | None = None
     extractor_sha256: str | None = None
+    copying: dict[str, CopyingTest] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
@@ -79,6 +82,7 @@ class Results:
             "extractor": self.extractor,
             "extractor_sha256": self.extractor_sha256,
             "reference_images": self.reference_images,
+            "copying": {name: asdict(test) for name, test in self.copying.items()},
         }
 
 
@@ -99,7 +103,7 @@ class Evaluation:
     def __init__(
         self, metrics: Sequence[str], extractor: Extractor, real: Tensor | Statistics, bootstrap: int = 0
     ) -> None:
-        self.extractor, self.bootstrap = extractor, bootstrap
+        self.extractor, self.bootstrap, self._real = extractor, bootstrap, real
         self.reference_images = None if isinstance(real, Statistics) else len(real)
         self._metrics = [(row, self._with_reference(row, real)) for row in rows_of(metrics)]
 
@@ -142,6 +146,27 @@ class Evaluation:
             metric.reset()
         return scores
 
-    def results(self, sets: Mapping[str, dict[str, Score]], num_images: Mapping[str, int]) -> Results:
+    def copying(self, features: Tensor, held_out: Tensor) -> CopyingTest | None:
+        """Whether images are copies of the real ones; None where only statistics of these are at hand.
+
+        Args:
+            features: ``(N, D)`` of the generated images.
+            held_out: ``(L, D)`` of real images that were not trained on.
+        """
+        return copying_test(self._real, features, held_out) if isinstance(self._real, Tensor) else None
+
+    def results(
+        self,
+        sets: Mapping[str, dict[str, Score]],
+        num_images: Mapping[str, int],
+        copying: Mapping[str, CopyingTest] | None = None,
+    ) -> Results:
         """What is written of sets that were scored."""
-        return Results(dict(sets), dict(num_images), self.reference_images, self.extractor.name, self.extractor.sha256)
+        return Results(
+            dict(sets),
+            dict(num_images),
+            self.reference_images,
+            self.extractor.name,
+            self.extractor.sha256,
+            dict(copying or {}),
+        )

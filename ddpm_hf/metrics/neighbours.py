@@ -16,17 +16,31 @@ BLOCK_BYTES = 2**28
 
 def squared_distance_to_kth_neighbour(points: Tensor, k: int, block_bytes: int = BLOCK_BYTES) -> Tensor:
     """From each of the points ``(N, D)`` to its k-th nearest other one, float64 ``(N,)``; N is above k."""
-    found = []
-    for rows, near, slack in _blocks(points, points, block_bytes):
-        # A point is its own nearest neighbour, so the k-th other one is the (k + 1)-th of all.
-        kth = near.topk(k + 1, dim=1, largest=False).values[:, -1:]
+    # A point is its own nearest neighbour, so the k-th other one is the (k + 1)-th of all.
+    return kth_nearest(points, points, k + 1, block_bytes)[0]
+
+
+def kth_nearest(points: Tensor, among: Tensor, k: int, block_bytes: int = BLOCK_BYTES) -> tuple[Tensor, Tensor]:
+    """The k-th nearest of ``among`` ``(M, D)`` to each of the points ``(N, D)``; M is k or more.
+
+    Returns:
+        Its squared distance, float64 ``(N,)``, and its index, int64 ``(N,)``.
+    """
+    distances, indices = [], []
+    for rows, near, slack in _blocks(points, among, block_bytes):
+        kth = near.topk(k, dim=1, largest=False).values[:, -1:]
         i, j = (near <= kth + 2 * slack.amax(dim=1, keepdim=True)).nonzero(as_tuple=True)
-        exact = _squared_distances(points[rows], points, i, j)
+        exact = _squared_distances(points[rows], among, i, j)
         counts = i.bincount(minlength=len(near))
+        place = i, torch.arange(len(i), device=i.device) - (counts.cumsum(0) - counts)[i]
         candidates = exact.new_full((len(near), int(counts.max())), torch.inf)
-        candidates[i, torch.arange(len(i), device=i.device) - (counts.cumsum(0) - counts)[i]] = exact
-        found.append(candidates.kthvalue(k + 1, dim=1).values)
-    return torch.cat(found)
+        candidates[place] = exact
+        found = candidates.kthvalue(k, dim=1)
+        distances.append(found.values)
+        indices.append(
+            torch.zeros_like(candidates, dtype=torch.int64).index_put(place, j).gather(1, found.indices[:, None])[:, 0]
+        )
+    return torch.cat(distances), torch.cat(indices)
 
 
 def balls_and_points(

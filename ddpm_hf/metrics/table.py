@@ -119,6 +119,13 @@ _ROWS = (
         needs_labels=True,
     ),
     Metric(
+        "authenticity",
+        "ddpm_hf.metrics.memorisation:Authenticity",
+        "share of the images that are no copies of real ones (Alaa et al. 2022)",
+        (ScoreKind("authenticity", "Authenticity", higher_is_better=True),),
+        reference="images",
+    ),
+    Metric(
         "bits_per_dim",
         "ddpm_hf.metrics.bits_per_dim:bits_per_dim",
         "bits per dimension that a model needs for real images",

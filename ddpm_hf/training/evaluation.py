@@ -119,9 +119,10 @@ class SampleEvaluation:
         """The scores of ``images``, uint8 ``(N, C, H, W)``; none if the settings name no feature network."""
         if self._settings.extractor is None:
             return Results(num_images={SAMPLES: len(images)})
-        sets = {SAMPLES: self._scorer.score(self._features.of(images), self._labels_of(len(images)))}
-        sets |= self._held_out_scores
-        return self._scorer.results(sets, dict.fromkeys(sets, len(images)))
+        features = self._features.of(images)
+        sets = {SAMPLES: self._scorer.score(features, self._labels_of(len(images)))} | self._held_out_scores
+        test = None if self._held_out is None else self._scorer.copying(features, self._held_out)
+        return self._scorer.results(sets, dict.fromkeys(sets, len(images)), {SAMPLES: test} if test else None)
 
     @cached_property
     def _held_out_scores(self) -> dict[str, dict[str, Score]]:
@@ -142,4 +143,5 @@ class SampleEvaluation:
         return (
             f"{plain_table(results)}\n({results.num_images[SAMPLES]} samples{beside} against the "
             f"{results.reference_images} training images, in the features of {results.extractor})"
+            + "".join(f"\n{test}" for test in results.copying.values())
         )

@@ -207,5 +207,6 @@ def test_results_are_score_by_score_with_the_ratio_where_both_are_there() -> Non
         "extractor": "digits",
         "extractor_sha256": "abc",
         "reference_images": 20,
+        "copying": {},
     }
     assert results.of("samples") == {"fid": 3.0, "kid": 1.0}
