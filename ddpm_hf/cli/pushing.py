@@ -7,7 +7,8 @@ from ddpm_hf.cli.push import PushConfig
 from ddpm_hf.command_line import fail
 from ddpm_hf.hub.push import Push, samples_push
 from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository
-from ddpm_hf.training.publish import checkpoint_push, model_push, newest_complete
+from ddpm_hf.training.checkpoint_files import newest_complete
+from ddpm_hf.training.publish import checkpoint_push, model_push
 
 
 def run(config: PushConfig) -> None:

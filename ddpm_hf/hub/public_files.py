@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from huggingface_hub import get_token
 
+from ddpm_hf.files import HASHES
+
 Files = dict[str, Path | bytes]
 """Path in a repository -> a local path, or content."""
 
@@ -26,7 +28,8 @@ def public_files(folder: Path, *patterns: str, prefix: str = "") -> Files:
     Raises:
         ValueError: one is of a kind that is not published.
     """
-    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    # The Hub has hashes of its own, and what is changed there may be changed on purpose.
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and path.name != HASHES}
     return {prefix + path.relative_to(folder).as_posix(): _public(path) for path in sorted(paths)}
 
 

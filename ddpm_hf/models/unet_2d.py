@@ -14,6 +14,7 @@ from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from ddpm_hf.files import check_hashes, write_hashes
 from ddpm_hf.models.fused import ActivatedGroupNorm
 from ddpm_hf.models.unet_2d_blocks import BlockConfig, UNetMidBlock2D
 from ddpm_hf.models.unet_2d_config import ACTIVATIONS, DOWN_BLOCKS, UP_BLOCKS, check_config
@@ -303,12 +304,17 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         max_shard_size: int | str = "10GB",
         **kwargs: Any,
     ) -> None:
-        """As diffusers', but always in safetensors: pickled weights are not written, as they are not read."""
+        """As diffusers', but always in safetensors: pickled weights are not written, as they are not read.
+
+        Their hashes are kept beside them, in hashes.json.
+        """
         if not safe_serialization:
             logger.warning("safe_serialization=False is ignored: UNet2DModel is saved in safetensors only.")
         super().save_pretrained(
             save_directory, is_main_process, save_function, True, variant, max_shard_size=max_shard_size, **kwargs
         )
+        if is_main_process and Path(save_directory).is_dir():
+            write_hashes(Path(save_directory), "*.safetensors")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -318,7 +324,8 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         memory, and on a CPU computes with whatever is there.)
 
         Raises:
-            ValueError: if the checkpoint lacks parameters of the network, or has others, or some of another shape.
+            ValueError: if the checkpoint lacks parameters of the network, or has others, or some of another shape; or
+                a file is not the one whose hash `save_pretrained` has kept.
             OSError: if there is no such checkpoint, or none in safetensors.
         """
         if kwargs.get("use_safetensors") is False:
@@ -330,6 +337,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             # The default would fall back on pickled weights. A folder without any keeps it, and with it the words of
             # diffusers' error for a variant that is not there, which its tests compare.
             kwargs["use_safetensors"] = True
+        check_hashes(folder)
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         found = []

@@ -5,12 +5,14 @@ checkpoints/step-500/
     training/weights.safetensors            the weights themselves
     training/optimizer.safetensors          its moments, as "parameter/name"
     training/timesteps.safetensors          what the choice of timesteps has learnt, where it learns
-    training/state.json                     the step, the rest of the state, and the size of every file here
+    training/state.json                     the step, the rest of the state, size and hash of every file, its own too
 """
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,19 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
-from ddpm_hf.files import remove, remove_temporaries, sync, sync_tree, written_whole
+from ddpm_hf.files import remove, remove_temporaries, sealed, sync, sync_tree, written_whole
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.pipeline import DDPMCustomPipeline
+from ddpm_hf.training.checkpoint_files import (
+    READ_BY_RESUME,
+    STATE,
+    described_files,
+    read_state,
+    step_of,
+    what_is_broken,
+)
 from ddpm_hf.training.ema import EMA
 
-STATE = Path("training", "state.json")
 TIMESTEPS = Path("training", "timesteps.safetensors")
 
 
@@ -76,6 +85,16 @@ class TrainingState:
         }
 
 
+AFTER_NOT_FINITE = (
+    "the same command goes on from the newest of these and may end in the same way; a new run with a lower "
+    "training.learning_rate or a longer training.warmup_steps may not"
+)
+
+
+class NotFinite(FloatingPointError):
+    """A weight, average or moment is not a finite number, so that nothing can be learnt or drawn from here on."""
+
+
 class SaveError(Exception):
     """A checkpoint could not be written; those before it are intact."""
 
@@ -101,18 +120,44 @@ class Checkpoints:
             resume: "auto" (the newest complete one here, if any), "never", or the path of one.
 
         Raises:
-            ValueError: the path is not that of a complete checkpoint, or newer ones are here.
+            ValueError: the path is not that of an intact checkpoint, or newer ones are here; or there are some, and
+                none is intact.
         """
         if resume == "never":
             return None, []
         if resume == "auto":
-            problems = {path: what_is_broken(path) for path in reversed(self._all())}
-            complete = (path for path, problem in problems.items() if problem is None)
-            notes = [f"{path} is not complete ({why}) and is left aside" for path, why in problems.items() if why]
-            found = broadcast_object_list([next(complete, None), notes])
-            return found[0], found[1]
-        path = Path(resume)
-        problem = what_is_broken(path)
+            return self._agreed(self._newest_or_none)
+        return self._agreed(lambda: self._named(Path(resume), resume))
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The newest intact checkpoint here, if any, and a sentence for each newer one that is damaged.
+
+        All processes must ask.
+        """
+        return self._agreed(self._newest)
+
+    def _newest(self) -> tuple[Path | None, list[str]]:
+        """What :meth:`newest` answers."""
+        notes: list[str] = []
+        for path in reversed(self._all()):
+            problem = what_is_broken(path, READ_BY_RESUME)
+            if problem is None:
+                beside = what_is_broken(path, check_content=False)
+                return path, notes + ([f"{path} can be resumed from, though {beside}"] if beside else [])
+            notes.append(f"{path} is damaged ({problem}) and is left aside")
+        return None, notes
+
+    def _newest_or_none(self) -> tuple[Path | None, list[str]]:
+        path, notes = self._newest()
+        if path is None and notes:
+            raise ValueError(
+                f"no checkpoint in {self.folder} is intact, and a new run would replace them: {'; '.join(notes)}; "
+                "restore the files, give another --output_dir, or start anew here with --resume never"
+            )
+        return path, notes
+
+    def _named(self, path: Path, resume: str) -> tuple[Path, list[str]]:
+        problem = what_is_broken(path, READ_BY_RESUME)
         if problem:
             raise ValueError(f"--resume {resume} is not a complete checkpoint ({problem}); give auto, never or another")
         newer = [other.name for other in self._all() if step_of(other) > step_of(path)]
@@ -122,6 +167,24 @@ class Checkpoints:
                 "branch off there, or remove them"
             )
         return path, []
+
+    def _agreed(self, look: Callable[[], tuple[Path | None, list[str]]]) -> tuple[Path | None, list[str]]:
+        """What the main process sees, on all of them: each might see another state of the disk.
+
+        Raises:
+            ValueError: the main process raised one.
+        """
+        found: list[Any] = [None, None]
+        if self._accelerator.is_main_process:
+            try:
+                found[0] = look()
+            except ValueError as error:
+                found[1] = str(error)
+        found = broadcast_object_list(found)
+        if found[1]:
+            raise ValueError(found[1])
+        path, notes = found[0]
+        return path, notes
 
     def clear(self, everything: bool) -> None:
         """Remove unfinished checkpoints of a killed run and, if asked to, all checkpoints. On the main process only."""
@@ -139,21 +202,28 @@ class Checkpoints:
 
         Raises:
             SaveError: it could not be written, on any process.
+            NotFinite: a weight, average or moment is not a finite number; nothing was written.
         """
         target = self.folder / f"step-{state.step}"
         weights, averages, moments = _gather(state)
-        problem = None
+        problem: Exception | None = None
         if self._accelerator.is_main_process:
             try:
+                check_finite(weights, moments, *averages.values())
                 self._write(target, state, sampler, record, weights, averages, moments)
-            except (OSError, SafetensorError) as error:
-                problem = str(error)
+            except (OSError, SafetensorError, NotFinite) as error:
+                problem = error
         problem = broadcast_object_list([problem])[0]
         if problem:
-            kept = [path.name for path in self._all() if what_is_broken(path) is None]
+            kept = [path.name for path in self._all() if what_is_broken(path, check_content=False) is None]
+            intact = f"intact there: {', '.join(kept) or 'none'}"
+            if isinstance(problem, NotFinite):
+                raise NotFinite(
+                    f"step {state.step} was not saved to {target}, as {problem}; {intact}; {AFTER_NOT_FINITE}"
+                )
             raise SaveError(
-                f"step {state.step} could not be saved to {target} ({problem}); intact there: "
-                f"{', '.join(kept) or 'none'}; mend the cause and start again to go on from the newest"
+                f"step {state.step} could not be saved to {target} ({problem}); {intact}; mend the cause and start "
+                "again to go on from the newest"
             )
         return target
 
@@ -174,13 +244,13 @@ class Checkpoints:
             save_file(moments, partial / "training" / "optimizer.safetensors")
             if state.timesteps.learns:
                 save_file(state.timesteps.state_dict(), partial / TIMESTEPS)
-            paths = (path for path in sorted(partial.rglob("*")) if path.is_file())
-            files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in paths}
-            content = {**state.numbers(), "record": record, "files": files}
+            content = sealed({**state.numbers(), "record": record, "files": described_files(partial)})
             (partial / STATE).write_text(json.dumps(content, indent=2) + "\n")
             sync_tree(partial)
         sync(self.folder)
-        complete = [path for path in self._all() if what_is_broken(path) is None]
+        # Later ones are damaged, or the run would have gone on from them; it replaces them when it comes there.
+        earlier = [path for path in self._all() if step_of(path) <= state.step]
+        complete = [path for path in earlier if what_is_broken(path, check_content=False) is None]
         for path in complete[: -self._limit]:
             remove(path)
 
@@ -190,30 +260,15 @@ class Checkpoints:
         return sorted(found, key=step_of)
 
 
-def step_of(path: Path) -> int:
-    """The steps that a checkpoint's name says."""
-    return int(path.name.partition("-")[2])
+def check_finite(*groups: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that hold a number that is not finite.
 
-
-def what_is_broken(path: Path) -> str | None:
-    """Why ``path`` is not a complete checkpoint; None if it is one."""
-    if not re.fullmatch(r"step-\d+", path.name) or not path.is_dir():
-        return "no folder of that kind" if path.exists() else "there is no such folder"
-    try:
-        files = json.loads((path / STATE).read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return f"its {STATE} is missing or cannot be read"
-    for name, size in files.items():
-        found = (path / name).stat().st_size if (path / name).exists() else None
-        if found != size:
-            return f"its {name} is missing" if found is None else f"its {name} has {found} bytes of {size}"
-    return None
-
-
-def record_of(path: Path) -> dict[str, Any]:
-    """What was given to :meth:`Checkpoints.save` besides the state, with the step."""
-    content = json.loads((path / STATE).read_text())
-    return {**content["record"], "step": content["step"]}
+    Raises:
+        NotFinite: naming the first one.
+    """
+    for name, tensor in (item for group in groups for item in group.items()):
+        if tensor.is_floating_point() and tensor.numel() and not all(map(isfinite, torch.aminmax(tensor))):
+            raise NotFinite(f"{name} is no longer finite")
 
 
 @torch.no_grad()
@@ -225,7 +280,7 @@ def restore(path: Path, state: TrainingState) -> None:
     """
     decays = list(state.ema.averages)
     try:
-        numbers = json.loads((path / STATE).read_text())
+        numbers = read_state(path)
         weights = load_file(path / "training" / "weights.safetensors")
         moments = load_file(path / "training" / "optimizer.safetensors")
         timesteps = load_file(path / TIMESTEPS) if state.timesteps.learns else {}
@@ -265,7 +320,11 @@ def save_pipeline(folder: Path, unet: UNet2DModel, averages: dict[float, dict[st
         unet: For its config.
         averages: decay -> name -> tensor. The first is the pipeline's, each other one a variant: of 0.999 ``ema0_999``.
         sampler: Its scheduler.
+
+    Raises:
+        NotFinite: a weight is not a finite number.
     """
+    check_finite(*averages.values())
     with torch.device("meta"):
         network = UNet2DModel.from_config(unet.config)
     for i, (decay, tensors) in enumerate(averages.items()):

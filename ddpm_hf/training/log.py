@@ -1,6 +1,7 @@
 """``metrics.jsonl``: what a run measured of itself, a line for every few steps."""
 
 import json
+import os
 import resource
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -28,6 +30,10 @@ class MetricsLog:
         num_train_timesteps: T, whose quarters have a mean loss each.
         after: Steps done before this run resumed; later lines are removed. 0 starts a new file.
         pending: :meth:`state_dict` of that run.
+        written: `hash` of that run; None of a run of an earlier version.
+
+    Attributes:
+        notes: Sentences about lines of that run which are damaged.
     """
 
     def __init__(
@@ -38,8 +44,13 @@ class MetricsLog:
         num_train_timesteps: int,
         after: int = 0,
         pending: list[list[float]] | None = None,
+        written: str | None = None,
     ) -> None:
         self._path = path
+        self._digest = xxhash.xxh3_128()
+        self._size = 0  # of what is known to be in the file
+        self._unwritten: list[bytes] = []
+        self.notes: list[str] = []
         self._accelerator = accelerator
         self._images_per_step = images_per_step
         self._num_train_timesteps = num_train_timesteps
@@ -48,7 +59,7 @@ class MetricsLog:
         self._norms: list[float] = []
         self._since, self._timed_steps, self._waited = time.perf_counter(), 0, 0.0
         if accelerator.is_main_process:
-            _truncate(path, after)
+            self._take_over(after, written)
 
     def add(self, losses: Tensor, t: Tensor, grad_norm: float | None, weights: Tensor | None = None) -> None:
         """Remember a step.
@@ -100,10 +111,42 @@ class MetricsLog:
     def write_line(self, record: dict[str, Any]) -> None:
         """Add a line to the file, and its numbers to the trackers."""
         if self._accelerator.is_main_process:
-            with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            self._write((json.dumps(record) + "\n").encode())
         numbers = {name: value for name, value in record.items() if name != "step" and value is not None}
         self._accelerator.log(numbers, step=record["step"])
+
+    @property
+    def hash(self) -> str:
+        """Of all lines so far, on the main process."""
+        return self._digest.hexdigest()
+
+    def _write(self, line: bytes) -> None:
+        """Add a line, and those before it that a full disk has kept from the file. Training does not end for it."""
+        self._digest.update(line)
+        self._unwritten.append(line)
+        try:
+            with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+                file.truncate(min(self._size, file.seek(0, os.SEEK_END)))  # half a line may be there
+                file.seek(0, os.SEEK_END)
+                file.write(b"".join(self._unwritten))
+        except OSError as error:
+            if len(self._unwritten) == 1:  # said once
+                reason = error.strerror or error
+                print(f"Note: {self._path} cannot be written ({reason}); its lines wait in memory.", file=sys.stderr)
+            return
+        self._size += sum(map(len, self._unwritten))
+        self._unwritten.clear()
+
+    def _take_over(self, after: int, written: str | None) -> None:
+        """Keep the lines of the steps before, and look whether they are those that were written."""
+        kept = [line for line in read_log(self._path, self.notes) if line["step"] <= after] if after else []
+        content = "".join(json.dumps(line) + "\n" for line in kept).encode()
+        self._digest.update(content)
+        self._size = len(content)
+        if written is not None and self.hash != written:
+            self.notes.append(f"{self._path} is not as it was at step {after}: lines are missing or were changed")
+        with written_whole(self._path) as temporary:
+            temporary.write_bytes(content)
 
     def state_dict(self) -> list[list[float]]:
         """The steps since the last line, in the types of JSON. All processes must ask."""
@@ -118,21 +161,26 @@ class MetricsLog:
             self._rows, self._norms = [], []
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file, without one that a killed process left unfinished."""
+def read_log(path: Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
+    """The lines of a file, without those that cannot be read.
+
+    Args:
+        path: The file.
+        notes: Takes a sentence for each such line, but for one that a killed process left unfinished.
+    """
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    content = path.read_bytes() if path.exists() else b""
+    for number, text in enumerate(content.splitlines(keepends=True), start=1):
         try:
-            lines.append(json.loads(line))
+            line = json.loads(text)
+            is_line = isinstance(line, dict) and isinstance(line.get("step"), int)
         except ValueError:
-            break
+            is_line = False
+        if is_line:
+            lines.append(line)
+        elif notes is not None and text.endswith(b"\n"):
+            notes.append(f"line {number} of {path} cannot be read and is left out")
     return lines
-
-
-def _truncate(path: Path, after: int) -> None:
-    kept = [line for line in read_log(path) if line["step"] <= after] if after else []
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _ratio(total: float, count: float) -> float | None:

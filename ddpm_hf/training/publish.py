@@ -4,6 +4,7 @@ The branch main holds the pipeline, its card, the grid of samples, the metrics, 
 branch "checkpoints" holds nothing but the newest checkpoint, optimizer state included, as step-N/, and metrics.jsonl.
 """
 
+import json
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from ddpm_hf.hub.cards import Subject, model_card, read_json
 from ddpm_hf.hub.public_files import Files, public, public_files
 from ddpm_hf.hub.push import Push, command_to_finish
 from ddpm_hf.hub.repository import PushError, Repository, explain
-from ddpm_hf.training.checkpoints import step_of, what_is_broken
+from ddpm_hf.training.checkpoint_files import STATE, newest_complete, resealed, step_of
 
 CHECKPOINTS = "checkpoints"
 """The branch that checkpoints are pushed to."""
@@ -79,14 +80,13 @@ def model_push(run: Path, repository: str, license: str, checkpoint: Path | None
 
 def checkpoint_push(run: Path, checkpoint: Path) -> Push:
     """A checkpoint from which another machine can resume."""
-    files = public_files(checkpoint, "**/*", prefix=f"{checkpoint.name}/") | public_files(run, "metrics.jsonl")
+    files = public_files(checkpoint, "**/*")
+    state = files[STATE.as_posix()]
+    assert isinstance(state, bytes)
+    files[STATE.as_posix()] = json.dumps(resealed(json.loads(state), files), indent=2).encode() + b"\n"
+    files = {f"{checkpoint.name}/{name}": content for name, content in files.items()}
+    files |= public_files(run, "metrics.jsonl")
     return Push(f"Checkpoint of step {step_of(checkpoint)}", files, branch=CHECKPOINTS, mirror=True)
-
-
-def newest_complete(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder of them."""
-    complete = [path for path in folder.glob("step-*") if what_is_broken(path) is None]
-    return max(complete, key=step_of, default=None)
 
 
 def download_checkpoint(resume: str) -> Path:

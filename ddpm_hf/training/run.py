@@ -69,7 +69,10 @@ class Run:
             len(setup.scheduler),
             after=self.state.step,
             pending=setup.record.get("log"),
+            written=setup.record.get("log_hash"),
         )
+        for note in self.log.notes:
+            print(f"Note: {note}.", file=sys.stderr)
 
     def _begin(self) -> None:
         setup, config = self.setup, self.config
@@ -178,7 +181,7 @@ class Run:
         state, training = self.state, self.config.training
         if state.skipped_in_a_row > training.max_skipped_steps:
             first = state.step - state.skipped_in_a_row + 1
-            kept, _ = self.setup.checkpoints.find("auto")
+            kept, _ = self.setup.checkpoints.newest()
             raise FloatingPointError(
                 f"the gradient was not finite at steps {first} to {state.step}, and none of them was taken; try a "
                 f"lower training.learning_rate (it is {learning_rate(state.step - 1, training):g} there) or a longer "
@@ -229,6 +232,7 @@ class Run:
                 "environment": self.setup.environment,
                 "data": self.setup.data.fingerprint,
                 "log": self.log.state_dict(),
+                "log_hash": self.log.hash,
                 "history": self.setup.history,
                 "seconds": self.seconds,
             }

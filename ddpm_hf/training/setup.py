@@ -22,7 +22,8 @@ from ddpm_hf.sampling.denoising import network_of, no_class_of
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
-from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, record_of, restore, step_of
+from ddpm_hf.training.checkpoint_files import record_of, step_of
+from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, restore
 from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.evaluation import SampleEvaluation
 from ddpm_hf.training.optimization import check_fit, make_optimizer, prepare_network
@@ -180,7 +181,7 @@ def _checkpoint(resume: str, checkpoints: Checkpoints) -> tuple[Path | None, lis
     if not resume.startswith("hub:"):
         return checkpoints.find(resume)
     downloaded = download_checkpoint(resume)
-    here, notes = checkpoints.find("auto")
+    here, notes = checkpoints.newest()
     return (here if here and step_of(here) >= step_of(downloaded) else downloaded), notes
 
 

@@ -349,7 +349,7 @@ def test_folders_that_are_not_whole(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "Unable to load weights" in refusal(capsys, tmp_path / "folder", tmp_path / "new")
     raw.unlink()
     weights.write_bytes(whole[:5000])
-    assert "Unable to load weights" in refusal(capsys, tmp_path / "folder", tmp_path / "new")
+    assert "is damaged" in refusal(capsys, tmp_path / "folder", tmp_path / "new")
     weights.unlink()
     assert "no weights" in refusal(capsys, tmp_path / "folder", tmp_path / "new")
     torch.save({"conv_in.bias": torch.ones(32)}, weights.with_suffix(".bin"))

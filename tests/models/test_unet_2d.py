@@ -1,5 +1,6 @@
 """The UNet's own contracts: size, files, errors, and the ways in which people run it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ddpm_hf.files import HASHES
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.models.unet_2d_blocks import attend
 from tests.networks import TWO_LEVELS
@@ -79,6 +81,7 @@ def test_loaded_weights_compute_the_same_bits(unet: UNet2DModel, x: torch.Tensor
 def test_old_attention_names_load(unet: UNet2DModel, tmp_path: Path) -> None:
     """query, key, value and proj_attn of checkpoints such as google/ddpm-cifar10-32, by diffusers' private hook."""
     unet.save_pretrained(tmp_path)
+    (tmp_path / HASHES).unlink()  # another file is put there on purpose
     old_names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     old = {}
     for key, tensor in load_file(tmp_path / WEIGHTS).items():
@@ -93,6 +96,7 @@ def test_old_attention_names_load(unet: UNet2DModel, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused(unet: UNet2DModel, tmp_path: Path) -> None:
     """diffusers logs a missing parameter, and then computes with memory that nobody wrote."""
     unet.save_pretrained(tmp_path)
+    (tmp_path / HASHES).unlink()
     state = load_file(tmp_path / WEIGHTS)
     del state["conv_in.weight"]
     save_file(state, tmp_path / WEIGHTS, metadata={"format": "pt"})
@@ -132,7 +136,7 @@ def test_a_missing_variant_is_refused_in_diffusers_words(unet: UNet2DModel, tmp_
 def test_pickled_weights_are_not_written(unet: UNet2DModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     unet.save_pretrained(tmp_path, safe_serialization=False)
     assert "safe_serialization=False is ignored" in caplog.text
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", WEIGHTS}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", HASHES, WEIGHTS}
     assert_same_weights(UNet2DModel.from_pretrained(tmp_path), unet)
 
 
@@ -247,3 +251,24 @@ def test_bad_inputs(unet: UNet2DModel, x: torch.Tensor) -> None:
         UNet2DModel(**TINY, num_class_embeds=3)(x, 3)
     with pytest.raises(ValueError, match="3 class_labels came with 2 images"):
         UNet2DModel(**TINY, num_class_embeds=3)(x, 3, torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize("place", [0, 3, 100, -1])
+def test_one_wrong_bit_in_the_weights_is_told(unet: UNet2DModel, tmp_path: Path, place: int) -> None:
+    """In the length of the header, the header, and the numbers."""
+    unet.save_pretrained(tmp_path)
+    content = bytearray((tmp_path / WEIGHTS).read_bytes())
+    content[place] ^= 1
+    (tmp_path / WEIGHTS).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS} is damaged: .* remove .*hashes.json"):
+        UNet2DModel.from_pretrained(tmp_path)
+    (tmp_path / HASHES).write_text("[]")
+    with pytest.raises(ValueError, match=r"hashes.json is no list of hashes"):
+        UNet2DModel.from_pretrained(tmp_path)
+
+
+def test_each_variant_has_its_hash(unet: UNet2DModel, tmp_path: Path) -> None:
+    unet.save_pretrained(tmp_path)
+    unet.save_pretrained(tmp_path, variant="ema0_5")
+    assert len(json.loads((tmp_path / HASHES).read_text())) == 2
+    assert_same_weights(UNet2DModel.from_pretrained(tmp_path, variant="ema0_5"), unet)

@@ -1,5 +1,6 @@
 """Checkpoints of sharded networks: the files of whole ones, into any number of processes and out again."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch.distributed.fsdp import fully_shard
 
 from ddpm_hf import DDIMScheduler
 from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
+from ddpm_hf.files import sealed
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
-from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, averages_of, restore, what_is_broken
+from ddpm_hf.training.checkpoint_files import STATE, what_is_broken
+from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, averages_of, restore, save_pipeline
 from ddpm_hf.training.ema import EMA
 from tests.networks import TWO_LEVELS
 from tests.runs import start_processes_of
@@ -148,3 +151,150 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="is of another network than the one of these settings"):
         restore(path, other)
+
+
+def saved(folder: Path, steps: int = 2, limit: int = 5) -> tuple[Checkpoints, TrainingState]:
+    """Checkpoints of steps 1, 2, ... of one state."""
+    checkpoints, state = Checkpoints(folder, limit, Accelerator(cpu=True)), make_state(sharded=False)
+    for step in range(1, steps + 1):
+        take_steps(state, step, 0, 1)
+        checkpoints.save(state, DDIMScheduler(), {"config": {"seed": 0}})
+    return checkpoints, state
+
+
+def flip(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+
+
+FILES = (
+    "training/weights",
+    "training/optimizer",
+    "unet/diffusion_pytorch_model",
+    "unet/diffusion_pytorch_model.ema0_5",
+)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.01, 0.5, 1.0])
+@pytest.mark.parametrize("file", FILES)
+def test_one_wrong_bit_anywhere_leads_to_the_older_checkpoint(tmp_path: Path, file: str, place: float) -> None:
+    checkpoints, _ = saved(tmp_path)
+    flip(tmp_path / "step-2" / f"{file}.safetensors", place)
+    found, notes = checkpoints.find("auto")
+    assert found == tmp_path / "step-1"
+    assert notes == [
+        f"{tmp_path / 'step-2'} is damaged (the content of its {file}.safetensors has changed since it was saved) and "
+        "is left aside"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda state: state | {"step": 3}, "has changed since it was saved"),
+        (lambda state: state | {"ema_updates": 0}, "has changed since it was saved"),
+        (lambda state: state | {"record": {"config": {"seed": 1}}}, "has changed since it was saved"),
+        (lambda state: [state], "is of another form"),
+        (lambda state: {k: v for k, v in state.items() if k != "record"}, "is of another form"),
+        (lambda state: {k: v for k, v in state.items() if k != "xxh3_128"} | {"step": 3}, "is of step 3"),
+        (lambda state: sealed(state | {"files": {"../../secret": [1, ""]}}), "is of another form"),
+        (lambda state: sealed(state | {"files": ["a"]}), "is of another form"),
+        (lambda state: 7, "is of another form"),
+    ],
+)
+def test_a_state_of_another_form_or_content_is_damaged(tmp_path: Path, change: Any, why: str) -> None:
+    checkpoints, _ = saved(tmp_path)
+    path = tmp_path / "step-2" / STATE
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    found, notes = checkpoints.find("auto")
+    assert found == tmp_path / "step-1"
+    assert why in notes[0]
+    with pytest.raises(ValueError, match=why):
+        checkpoints.find(str(tmp_path / "step-2"))
+
+
+def test_a_checkpoint_of_an_earlier_version_has_sizes_only(tmp_path: Path) -> None:
+    checkpoints, state = saved(tmp_path, steps=1)
+    path = tmp_path / "step-1" / STATE
+    content = json.loads(path.read_text())
+    del content["xxh3_128"]
+    content["files"] = {name: size for name, (size, _) in content["files"].items() if not name.endswith("hashes.json")}
+    (tmp_path / "step-1" / "unet" / "hashes.json").unlink()
+    path.write_text(json.dumps(content))
+    assert checkpoints.find("auto") == (tmp_path / "step-1", [])
+    assert restored(tmp_path / "step-1").numbers() == state.numbers()
+
+
+def test_a_run_never_starts_over_its_damaged_checkpoints(tmp_path: Path) -> None:
+    checkpoints, _ = saved(tmp_path)
+    for step in (1, 2):
+        flip(tmp_path / f"step-{step}" / "training" / "weights.safetensors", 0.5)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is intact, .*step-2 is damaged.*--resume never"):
+        checkpoints.find("auto")
+    assert checkpoints.find("never") == (None, [])
+
+
+def test_a_file_that_no_resume_reads_keeps_no_run_from_going_on(tmp_path: Path) -> None:
+    checkpoints, state = saved(tmp_path)
+    (tmp_path / "step-2" / "model_index.json").unlink()
+    found, notes = checkpoints.find("auto")
+    assert found == tmp_path / "step-2"
+    assert notes == [f"{found} can be resumed from, though its model_index.json is missing"]
+    assert restored(found).numbers() == state.numbers()
+
+
+def test_the_limit_removes_no_intact_checkpoint_for_a_damaged_one(tmp_path: Path) -> None:
+    """A run that went on from step 1, because that of step 3 is damaged, saves step 2, which must then stay."""
+    checkpoints, state = saved(tmp_path, steps=1, limit=1)
+    saved(tmp_path / "later", steps=3)
+    (tmp_path / "later" / "step-3").rename(tmp_path / "step-3")
+    flip(tmp_path / "step-3" / "training" / "weights.safetensors", 0.5)
+    take_steps(state, 2, 0, 1)
+    checkpoints.save(state, DDIMScheduler(), {})
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-2", "step-3"]
+    assert checkpoints.find("auto")[0] == tmp_path / "step-2"
+
+
+@pytest.mark.parametrize("what", ["weight", "average", "moment"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_never_saved(tmp_path: Path, what: str, value: float) -> None:
+    """With room for one checkpoint, the good one stays."""
+    checkpoints, state = saved(tmp_path, steps=1, limit=1)
+    take_steps(state, 2, 0, 1)
+    parameter = state.unet.mid_block.resnets[0].conv1.weight  # type: ignore[union-attr]
+    ruined = {
+        "weight": parameter,
+        "average": state.ema.averages[0.5][3],
+        "moment": state.optimizer.state[parameter]["exp_avg"],
+    }[what]
+    with torch.no_grad():
+        ruined.view(-1)[5] = value
+    with pytest.raises(FloatingPointError, match=r"step 2 was not saved .* no longer finite; intact there: step-1; "):
+        checkpoints.save(state, DDIMScheduler(), {})
+    assert checkpoints.find("auto") == (tmp_path / "step-1", [])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_no_pipeline_is_written_of_weights_that_are_not_finite(tmp_path: Path) -> None:
+    state = make_state(sharded=False)
+    state.ema.averages[0.9][0].view(-1)[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="no longer finite"):
+        save_pipeline(tmp_path / "best", state.unet, averages_of(state), DDIMScheduler())
+    assert not (tmp_path / "best").exists()
+
+
+def _look_while_another_run_writes(folder: Path) -> None:
+    """The second process looks at a disk on which the checkpoint has just been removed."""
+    accelerator = Accelerator(cpu=True)
+    if accelerator.process_index == 1:
+        folder = folder / "elsewhere"
+    found = Checkpoints(folder, 5, accelerator).find("auto")[0]
+    assert found is not None
+    assert found.name == "step-2"
+    torch.distributed.destroy_process_group()
+
+
+def test_the_main_process_decides_what_is_resumed(tmp_path: Path) -> None:
+    saved(tmp_path)
+    start_processes_of(2, _look_while_another_run_writes, tmp_path)

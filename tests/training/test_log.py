@@ -13,10 +13,10 @@ T = 1000
 RATES = ("images_per_second", "data_wait_share", "memory_gib")
 
 
-def make_log(path: Path, after: int = 0, pending: list[list[float]] | None = None) -> MetricsLog:
-    return MetricsLog(
-        path, Accelerator(cpu=True), images_per_step=4, num_train_timesteps=T, after=after, pending=pending
-    )
+def make_log(
+    path: Path, after: int = 0, pending: list[list[float]] | None = None, written: str | None = None
+) -> MetricsLog:
+    return MetricsLog(path, Accelerator(cpu=True), 4, T, after=after, pending=pending, written=written)
 
 
 def test_a_line_holds_means_over_the_steps_since_the_last(tmp_path: Path, rng: torch.Generator) -> None:
@@ -81,3 +81,51 @@ def test_a_log_that_is_broken_off_goes_on_to_the_same_lines(tmp_path: Path, rng:
         [{k: v for k, v in line.items() if k not in RATES} for line in read_log(p)] for p in (tmp_path / "whole", path)
     ]
     assert lines[0] == lines[1]
+
+
+def test_a_damaged_line_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0}).encode() for step in range(1, 7)]
+    lines[2] = lines[2][:-1]
+    lines[3] = b"\xff" + lines[3]
+    lines[4] = b"[5]"
+    path.write_bytes(b"\n".join([*lines, b'{"step": 7, "lo']))  # the last one is of a killed process
+    notes: list[str] = []
+    assert [line["step"] for line in read_log(path, notes)] == [1, 2, 6]
+    assert notes == [f"line {number} of {path} cannot be read and is left out" for number in (3, 4, 5)]
+    log = make_log(path, after=6)
+    assert log.notes == notes
+    assert [line["step"] for line in read_log(path)] == [1, 2, 6]
+
+
+def test_a_changed_number_is_told(tmp_path: Path, rng: torch.Generator) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = make_log(path)
+    for step in (1, 2):
+        log.add(torch.rand(4, generator=rng), torch.arange(4), 1.0)
+        log.write(step, seconds_waited=0.0)
+    assert make_log(path, after=2, written=log.hash).notes == []
+    path.write_text(path.read_text().replace('"grad_norm": 1.0', '"grad_norm": 2.0', 1))
+    assert make_log(path, after=2, written=log.hash).notes == [
+        f"{path} is not as it was at step 2: lines are missing or were changed"
+    ]
+
+
+def test_a_full_disk_ends_no_training_and_loses_no_line(
+    tmp_path: Path, rng: torch.Generator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = make_log(path)
+    log.write_line({"step": 1})
+    path.rename(tmp_path / "aside")
+    path.mkdir()  # whatever keeps a file from being written
+    log.write_line({"step": 2})
+    log.write_line({"step": 3})
+    assert capsys.readouterr().err.count("its lines wait in memory") == 1
+    path.rmdir()
+    (tmp_path / "aside").rename(path)
+    with path.open("a") as file:
+        file.write('{"step": 2, "los')  # what came through before the disk was full
+    log.write_line({"step": 4})
+    assert [line["step"] for line in read_log(path)] == [1, 2, 3, 4]
+    assert log.hash == make_log(path, after=4).hash

@@ -179,8 +179,8 @@ def test_broken_checkpoints_are_named_and_left_aside(stopped: Path, unbroken: Pa
     os.truncate(middle / "unet" / "diffusion_pytorch_model.safetensors", 100)
     status, said = ended(stopped, *WORK)
     assert status == 0
-    assert f"{newest} is not complete (its training/state.json is missing or cannot be read)" in said
-    assert f"{middle} is not complete (its unet/diffusion_pytorch_model.safetensors has 100 bytes of" in said
+    assert f"{newest} is damaged (its training/state.json is missing or cannot be read)" in said
+    assert f"{middle} is damaged (its unet/diffusion_pytorch_model.safetensors has 100 bytes of" in said
     assert_same_run(stopped, unbroken)
 
 
