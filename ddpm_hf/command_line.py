@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -127,7 +128,7 @@ def fail(message: str, status: int = 2) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         program = Path(sys.argv[0])  # of `python -m ddpm_hf.toy` this is the file that stands for the package
         name = program.parent.name if program.name == "__main__.py" else program.name
-        print(f"{name}: error: {message}", file=sys.stderr, flush=True)
+        print(f"{name}: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
     else:
         time.sleep(2)  # The launcher stops all processes when one ends, so the one that speaks must end first.
     raise SystemExit(status)
@@ -202,7 +203,12 @@ class _Parser(ArgumentParser):
         for action in self._actions:
             if action.dest not in self.settings and action.dest != "help":
                 action.help = argparse.SUPPRESS  # a file for a group
-        return self.parse_args(list(words))
+        parsed = self.parse_args(list(words))
+        for action in self._actions:  # jsonargparse takes null for any setting
+            kind = _type_of(action)
+            if kind is not None and NoneType not in get_args(kind) and parsed.get(action.dest, kind) is None:
+                self.error(f'Parser key "{action.dest}": Expected a {kind}. Got value: null')
+        return parsed
 
 
 def _type_of(action: argparse.Action) -> Any:

@@ -1,13 +1,16 @@
 """What dataclasses of settings share: checks, their values in the types of YAML, and how a constructor becomes one."""
 
 import ast
+import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field, make_dataclass
 from importlib.util import find_spec
+from numbers import Integral, Real
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, get_type_hints
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 def check(condition: bool, name: str, value: object, expected: str) -> None:
@@ -27,6 +30,64 @@ def named(prefix: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from None
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Let a ValueError name the user's settings: each NAME= in its message becomes that of the mapping."""
+    try:
+        yield
+    except ValueError as error:
+        pattern = rf"(?<![\w.])({'|'.join(map(re.escape, names))})(?==)"
+        raise ValueError(re.sub(pattern, lambda found: names[found[1]], str(error))) from None
+
+
+def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """See that values are of the types of their annotations; what has no value or no annotation is left out.
+
+    Numbers of numpy are numbers, a truth value is none, and neither is "not a number". Lists stand for tuples too, as
+    in JSON.
+
+    Raises:
+        ValueError: naming the first that is not, in one sentence that begins with its name.
+    """
+    for name, kind in types.items():
+        if name in values and not _is_of(values[name], kind):
+            raise ValueError(f"{name}={shown(values[name])} must be {_in_words(kind)}.")
+
+
+def shown(value: object) -> str:
+    """A value for a sentence: on one line, and cut where it is long."""
+    return reprlib.repr(value).replace("\n", " ")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_of(value, one) for one in get_args(kind))
+    if get_origin(kind) in (tuple, Sequence):
+        value = value.tolist() if hasattr(value, "tolist") else value
+        is_list, inner = isinstance(value, list | tuple), get_args(kind)
+        of_any_length = get_origin(kind) is Sequence or inner[-1] is Ellipsis
+        is_list = is_list and (of_any_length or len(value) == len(inner))
+        return is_list and all(_is_of(item, inner[0]) for item in value)
+    if kind in (int, float):
+        is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        return is_number and value == value
+    return kind is Any or isinstance(value, kind)
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", NoneType: "None"}
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_in_words, get_args(kind)))
+    if get_origin(kind) in (tuple, Sequence):
+        inner = get_args(kind)
+        of_any_length = get_origin(kind) is Sequence or inner[-1] is Ellipsis
+        number = "" if of_any_length else f"{len(inner)} "
+        return f"a list of {number}{_KINDS[inner[0]].removeprefix('a ')}s"
+    return _KINDS.get(kind, str(kind))
 
 
 def check_seed(name: str, seed: int, num_images: int = 1) -> None:

@@ -1,7 +1,8 @@
 """Settings of the mathematics that cannot work, each refused in one sentence before torch is loaded."""
 
+import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Final
 
 from ddpm_hf.diffusion.choices import (
     LOSS_WEIGHTINGS,
@@ -11,6 +12,9 @@ from ddpm_hf.diffusion.choices import (
     TIMESTEP_SPACINGS,
     VARIANCE_TYPES,
 )
+
+MOST_TIMESTEPS: Final = 1_000_000
+"""Tables of every timestep are kept, in some samplers as a list."""
 
 
 def check_process(config: Mapping[str, Any]) -> None:
@@ -29,21 +33,16 @@ def check_process(config: Mapping[str, Any]) -> None:
     }
     for key, known in names.items():
         _check(config[key] in known, key, config[key], f"one of {', '.join(known)}")
-    steps, betas = config["num_train_timesteps"], config["trained_betas"]
-    _check(steps >= 1, "num_train_timesteps", steps, "1 or more")
+    check_numbers(config)
+    betas = config["trained_betas"]
     if betas is None:
         start, end = config["beta_start"], config["beta_end"]
         _check(0 < start < 1, "beta_start", start, "above 0 and below 1")
         _check(start <= end < 1, "beta_end", end, f"at least beta_start={start} and below 1")
     else:
+        steps = config["num_train_timesteps"]
         _check(len(betas) == steps, "trained_betas", f"{len(betas)} numbers", f"num_train_timesteps={steps} numbers")
         _check(all(0 < beta <= 1 for beta in betas), "trained_betas", "numbers", "above 0 and at most 1, each of them")
-    _check(config["clip_sample_range"] > 0, "clip_sample_range", config["clip_sample_range"], "above 0")
-    ratio, largest = config["dynamic_thresholding_ratio"], config["sample_max_value"]
-    _check(0 < ratio <= 1, "dynamic_thresholding_ratio", ratio, "above 0 and at most 1")
-    _check(largest >= 1, "sample_max_value", largest, "1 or more")
-    offset = config["steps_offset"]
-    _check(0 <= offset < steps, "steps_offset", offset, f"at least 0 and below num_train_timesteps={steps}")
     is_noise_in_the_end = config["rescale_betas_zero_snr"] or (
         config["beta_schedule"] == "jsd" if betas is None else betas[-1] == 1
     )
@@ -52,6 +51,26 @@ def check_process(config: Mapping[str, Any]) -> None:
             "prediction_type='epsilon' says nothing about the image at the last timestep, where this noise schedule "
             "leaves nothing of it; use v_prediction or sample."
         )
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """See that the numbers of a scheduler's config make sense; `GaussianDiffusion` checks what the betas come to.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
+    steps, betas = config["num_train_timesteps"], config["trained_betas"]
+    _check(1 <= steps <= MOST_TIMESTEPS, "num_train_timesteps", steps, f"1 or more, and at most {MOST_TIMESTEPS:,}")
+    if betas is not None:
+        _check(len(betas) > 0, "trained_betas", betas, "num_train_timesteps numbers, or None")
+    for key in ("beta_start", "beta_end"):
+        _check(abs(config[key]) < math.inf, key, config[key], "a finite number")
+    _check(config["clip_sample_range"] > 0, "clip_sample_range", config["clip_sample_range"], "above 0")
+    ratio, largest = config["dynamic_thresholding_ratio"], config["sample_max_value"]
+    _check(0 < ratio <= 1, "dynamic_thresholding_ratio", ratio, "above 0 and at most 1")
+    _check(largest >= 1, "sample_max_value", largest, "1 or more")
+    offset = config["steps_offset"]
+    _check(0 <= offset < steps, "steps_offset", offset, f"at least 0 and below num_train_timesteps={steps}")
 
 
 def check_objective(loss: str, variance_type: str, weighting: str = "none") -> None:
@@ -93,7 +112,7 @@ def check_weighting(weighting: str, prediction_type: str) -> None:
     """
     if weighting != "none" and prediction_type not in ("epsilon", "sample", "v_prediction"):
         raise ValueError(
-            f"{weighting} weighting is defined for epsilon, sample and v_prediction, not {prediction_type!r}; "
+            f"weighting={weighting!r} is defined for epsilon, sample and v_prediction, not {prediction_type!r}; "
             "use weighting='none'."
         )
 

@@ -113,7 +113,12 @@ def rescale_betas_zero_snr(betas: Tensor) -> Tensor:
 
     Returns:
         float64 (T,), with alpha_bar_{T-1} = 0 exactly.
+
+    Raises:
+        ValueError: for fewer than two steps, of which none could stay.
     """
+    if len(betas) < 2:
+        raise ValueError("rescale_betas_zero_snr keeps the first step and makes the last one noise; use 2 or more.")
     root = torch.cumprod(1 - betas.double(), dim=0).sqrt()
     alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])

@@ -16,6 +16,9 @@ from ddpm_hf.diffusion.choices import PREDICTION_TYPES, VARIANCE_TYPES
 CLEAN: Final = -1
 """The time of clean data, the end of every reverse process."""
 
+LEAST_ALPHA_BAR: Final = 1e-60
+"""Images are divided by its root, which float32 must hold."""
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -55,7 +58,8 @@ class GaussianDiffusion:
         alphas_cumprod: float64 (T,) on the CPU, alpha_bar_t = prod_{s <= t} (1 - beta_s).
 
     Raises:
-        ValueError: if betas is empty or not one-dimensional.
+        ValueError: if betas is empty or not one-dimensional, or no process comes of it: a beta is outside 0 .. 1, too
+            small to add noise, or so large that nothing of the image is left before the last step.
     """
 
     def __init__(self, betas: Tensor) -> None:
@@ -64,8 +68,30 @@ class GaussianDiffusion:
         self.betas = betas.detach().to("cpu", torch.float64)
         self.num_train_timesteps = len(self.betas)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        self._check_noise()
         self._alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod])  # clean data first
         self._on_device: dict[torch.device, Tensor] = {}
+
+    def _check_noise(self) -> None:
+        """See that each step adds noise, and that each but the last leaves something of the image.
+
+        Every closed form divides by the noise of a step, or by what is left of the image before it.
+        """
+        adds_noise = (self.betas <= 1) & (1 - self.betas < 1)
+        if not adds_noise.all():
+            t = int((~adds_noise).nonzero()[0])
+            raise ValueError(
+                f"the noise schedule has beta={float(self.betas[t]):g} at timestep {t}, and each must be a number "
+                "above 0 and at most 1; look at beta_start, beta_end or trained_betas."
+            )
+        is_left = self.alphas_cumprod > LEAST_ALPHA_BAR
+        is_left[-1] |= bool(self.alphas_cumprod[-1] == 0)  # pure noise at the last step is a design
+        if not is_left.all():
+            t = int((~is_left).nonzero()[0])
+            raise ValueError(
+                f"the noise schedule leaves nothing of the image from timestep {t} of {len(self.betas)} on (alpha_bar "
+                f"{float(self.alphas_cumprod[t]):.2g}); use smaller betas or fewer timesteps."
+            )
 
     def alpha_bar(self, t: int | Tensor) -> Tensor:
         """The share of x_0's variance that is left in x_t: float64, of t's shape, on t's device; alpha_bar(-1) = 1.

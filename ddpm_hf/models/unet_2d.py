@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from ddpm_hf.files import check_hashes, write_hashes
 from ddpm_hf.models.fused import ActivatedGroupNorm
 from ddpm_hf.models.unet_2d_blocks import BlockConfig, UNetMidBlock2D
 from ddpm_hf.models.unet_2d_config import ACTIVATIONS, DOWN_BLOCKS, UP_BLOCKS, check_config
+from ddpm_hf.settings import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         patch_size: int = 1,
     ) -> None:
         super().__init__()
+        check_types(self.config, get_type_hints(UNet2DModel.__init__))
         check_config(self.config)
         self.patch_size = patch_size
         if patch_size == 1:
@@ -242,9 +244,11 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         if self.config.center_input_sample:
             sample = 2 * sample - 1
 
-        t = torch.as_tensor(timestep, device=sample.device).reshape(-1)
+        t = torch.as_tensor(timestep).reshape(-1)
         if len(t) not in (1, len(sample)):
             raise ValueError(f"timestep has {len(t)} entries for {len(sample)} images; give one, or one per image.")
+        self._check_times(t)
+        t = t.to(sample.device)
         embedding = self.time_embedding(self.time_proj(t).to(self.dtype))
         if self.class_embedding is not None:
             if self.config.class_embed_type == "timestep":
@@ -269,6 +273,29 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         if self.config.time_embedding_type == "fourier":
             x = x / t.view(-1, 1, 1, 1)
         return UNet2DOutput(x) if return_dict else (x,)
+
+    def _check_times(self, t: Tensor) -> None:
+        """See that the embedding has these times, as far as one knows without waiting for a device."""
+        kind, total = self.config.time_embedding_type, self.config.num_train_timesteps
+        if kind == "learned" and t.is_floating_point():
+            raise ValueError(
+                "time_embedding_type='learned' knows whole timesteps only, and the UNet was given others; use a "
+                "sampler that visits whole ones, such as ddim."
+            )
+        if kind == "positional" or t.device.type != "cpu":
+            return
+        first, last = t.min().item(), t.max().item()
+        if kind == "fourier" and first <= 0:
+            raise ValueError(
+                f"the UNet was given the timestep {first}, and time_embedding_type='fourier' takes its logarithm and "
+                "divides by it; use timesteps above 0, or another time_embedding_type."
+            )
+        if kind == "learned" and not 0 <= first <= last < total:
+            wrong = first if first < 0 else last
+            raise ValueError(
+                f"the UNet was given the timestep {wrong}, and time_embedding_type='learned' knows 0 .. {total - 1}; "
+                "make its num_train_timesteps that of the scheduler."
+            )
 
     def _check_input(self, sample: Tensor, class_labels: Tensor | None) -> None:
         levels = len(self.config.block_out_channels)

@@ -27,6 +27,19 @@ CLASS_EMBEDDINGS: Final = (None, "timestep", "identity")
 TIME_SCALE_SHIFTS: Final = ("default", "scale_shift")
 SAMPLINGS: Final = ("conv", "resnet")
 
+LARGEST_SIDE: Final = 16_384
+MOST_CHANNELS: Final = 65_536
+_MOST: Final = {
+    "in_channels": 4_096,
+    "out_channels": 4_096,
+    "layers_per_block": 100,
+    "patch_size": 256,
+    "time_embedding_dim": MOST_CHANNELS,
+    "num_class_embeds": 10_000_000,
+    "num_train_timesteps": 1_000_000,
+}
+"""Far above what any network has, and far below what no memory holds."""
+
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Say in one sentence, which begins with the key, what of a config is unknown or does not fit.
@@ -45,11 +58,11 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_channels(config)
     if config["time_embedding_type"] == "learned" and config["num_train_timesteps"] is None:
         raise ValueError("time_embedding_type='learned' needs num_train_timesteps.")
-    first = config["block_out_channels"][0]
-    if config["time_embedding_type"] == "positional" and config["freq_shift"] == first // 2:
+    first, shift = config["block_out_channels"][0], config["freq_shift"]
+    if config["time_embedding_type"] == "positional" and shift >= first // 2:
         raise ValueError(
-            f"freq_shift={config['freq_shift']} divides by zero with block_out_channels that begin with {first}; make "
-            f"it other than {first // 2}."
+            f"freq_shift={shift} divides by zero or less with block_out_channels that begin with {first}; make it less "
+            f"than {first // 2}."
         )
 
 
@@ -73,24 +86,26 @@ def _check_names(config: Mapping[str, Any]) -> None:
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
-    for key in ("in_channels", "out_channels", "layers_per_block", "patch_size"):
-        _check(config[key] >= 1, key, config[key], "1 or more")
-    for key in ("time_embedding_dim", "num_class_embeds", "num_train_timesteps"):
-        _check(config[key] is None or config[key] >= 1, key, config[key], "1 or more, or None")
+    for key, most in _MOST.items():
+        may_be_none = key in ("time_embedding_dim", "num_class_embeds", "num_train_timesteps")
+        expected = f"1 or more, and at most {most:,}{', or None' if may_be_none else ''}"
+        _check((may_be_none and config[key] is None) or 1 <= (config[key] or 0) <= most, key, config[key], expected)
     size = config["sample_size"]
     sides = size if isinstance(size, list | tuple) else (size,)
-    fits = size is None or (len(sides) in (1, 2) and all(side >= 1 for side in sides))
-    _check(fits, "sample_size", size, "a side, or height and width, of 1 or more pixels")
-    _check(config["mid_block_scale_factor"] != 0, "mid_block_scale_factor", 0, "other than 0, as it divides")
+    fits = size is None or all(1 <= side <= LARGEST_SIDE for side in sides)
+    _check(fits, "sample_size", size, f"a side, or height and width, of 1 to {LARGEST_SIDE:,} pixels")
+    scale = config["mid_block_scale_factor"]
+    _check(1e-4 <= scale <= 1e4, "mid_block_scale_factor", scale, "from 0.0001 to 10,000, as it divides")
     _check(0 <= config["dropout"] < 1, "dropout", config["dropout"], "at least 0 and below 1")
-    _check(config["norm_eps"] > 0, "norm_eps", config["norm_eps"], "above 0")
+    _check(1e-12 <= config["norm_eps"] < 1, "norm_eps", config["norm_eps"], "above 0 (from 1e-12) and below 1")
 
 
 def _check_channels(config: Mapping[str, Any]) -> None:
     """Groups and heads divide the channels of their levels."""
     channels = config["block_out_channels"]
     for number in channels:
-        _check(number >= 1, "block_out_channels", list(channels), "1 or more on each level")
+        expected = f"1 or more, and at most {MOST_CHANNELS:,}, on each level"
+        _check(1 <= number <= MOST_CHANNELS, "block_out_channels", list(channels), expected)
         _check_groups(number, "norm_num_groups", config["norm_num_groups"])
     blocks = [*zip(config["down_block_types"], channels, strict=True)]
     blocks += zip(config["up_block_types"], reversed(channels), strict=True)

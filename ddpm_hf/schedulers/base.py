@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ddpm_hf.diffusion.checks import check_numbers
 from ddpm_hf.diffusion.denoiser import Clipping, Denoiser, Restriction, Thresholding, denoiser_class
 from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
 from ddpm_hf.diffusion.process import CLEAN, GaussianDiffusion
 from ddpm_hf.schedulers.timestep_spacing import as_int, custom_timesteps, inference_timesteps
+from ddpm_hf.settings import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +68,14 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def _build(self) -> None:
-        """Make the tables from the registered config, and the config readable by every diffusers scheduler."""
+        """Make the tables from the registered config, and the config readable by every diffusers scheduler.
+
+        Raises:
+            ValueError: the config holds a value of another type or out of its range, or no process comes of it.
+        """
         config = self.config
+        check_types(config, get_type_hints(type(self).__init__))
+        check_numbers(config)
         if config.trained_betas is not None:
             betas = torch.tensor(np.asarray(config.trained_betas), dtype=torch.float64)
         else:

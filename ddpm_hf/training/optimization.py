@@ -32,7 +32,7 @@ def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, tr
             f"the images of {data.name!r} have {channels} channels and the network {config.in_channels} in and "
             f"{config.out_channels} out; give --model.in_channels {channels} --model.out_channels {out_channels}{twice}"
         )
-    if image_shape(unet)[1:] != (height, width):
+    if config.sample_size is None or image_shape(unet)[1:] != (height, width):
         wanted = str(height) if height == width else f"[{height},{width}]"
         raise ValueError(
             f"the images of {data.name!r} are {height} x {width} and model.sample_size is "
@@ -64,7 +64,9 @@ def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, tr
     training_loss(scheduler.denoiser, output, image, image, torch.tensor([0]), objective_of(training))
     with torch.device("meta"):
         label = None if config.num_class_embeds is None else torch.zeros(1, dtype=torch.int64)
-        UNet2DModel.from_config(config)(torch.zeros(1, channels, height, width), torch.zeros(1), label)
+        UNet2DModel.from_config(config)(
+            torch.zeros(1, channels, height, width), torch.zeros(1, dtype=torch.int64), label
+        )
 
 
 def objective_of(training: TrainingConfig) -> Objective:

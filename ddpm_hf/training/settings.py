@@ -14,7 +14,7 @@ from ddpm_hf.diffusion.choices import LOSS_WEIGHTINGS, LOSSES, TIMESTEP_SAMPLERS
 from ddpm_hf.metrics.table import IN_TRAINING, ScoreName, TrainingMetric, metrics_in_help, scores_of
 from ddpm_hf.models.unet_2d_config import check_config
 from ddpm_hf.sampling.samplers import SamplerName, TimestepSpacing, check_sampler
-from ddpm_hf.settings import check, check_seed, flat, named, plain
+from ddpm_hf.settings import check, check_seed, flat, named, plain, renamed
 from ddpm_hf.training.choices import LR_SCHEDULES, OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -241,14 +241,32 @@ class Config:
             check_config(self.model)
         with named("diffusion."):
             check_process(self.diffusion)
+        self._check_embeddings()
         self._check_objective()
         self._check_network()
         self._check_evaluation()
 
     def _check_objective(self) -> None:
         training = self.training
-        check_objective(training.loss, self.diffusion["variance_type"], training.loss_weighting)
-        check_weighting(training.loss_weighting, self.diffusion["prediction_type"])
+        names = {"variance_type": "diffusion.variance_type", "loss": "training.loss"}
+        with renamed({**names, "weighting": "training.loss_weighting"}):
+            check_objective(training.loss, self.diffusion["variance_type"], training.loss_weighting)
+            check_weighting(training.loss_weighting, self.diffusion["prediction_type"])
+
+    def _check_embeddings(self) -> None:
+        """Check what the network learns of times and classes."""
+        steps, kind = self.diffusion["num_train_timesteps"], self.model["time_embedding_type"]
+        known = self.model["num_train_timesteps"]
+        expected = "positional or learned: fourier takes the logarithm of the timestep, and training visits timestep 0"
+        check(kind != "fourier", "model.time_embedding_type", kind, expected)
+        if kind == "learned":
+            expected = f"at least diffusion.num_train_timesteps, {steps}, as model.time_embedding_type is learned"
+            check(known >= steps, "model.num_train_timesteps", known, expected)
+        embedding, classes = self.model["class_embed_type"], self.model["num_class_embeds"]
+        expected = "null or timestep: the images come with classes, and identity takes a vector for each"
+        check(embedding != "identity", "model.class_embed_type", embedding, expected)
+        expected = "the number of classes, as model.class_embed_type is timestep"
+        check(embedding is None or classes is not None, "model.num_class_embeds", classes, expected)
 
     def _check_network(self) -> None:
         """Check the settings of the network that do not depend on the images."""

@@ -108,6 +108,6 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="'learned_range' needs a network with twice the image's channels"):
         training_loss(Denoiser(diffusion, variance_type="learned_range"), x, x, x, t, Objective("kl"))
     with pytest.raises(
-        ValueError, match=r"min_snr weighting is defined for epsilon, sample and v_prediction, not 'post"
+        ValueError, match=r"weighting='min_snr' is defined for epsilon, sample and v_prediction, not 'post"
     ):
         training_loss(Denoiser(diffusion, "posterior_mean"), x, x, x, t, Objective(weighting="min_snr"))

@@ -1,6 +1,7 @@
 """The UNet's own contracts: size, files, errors, and the ways in which people run it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -218,24 +219,50 @@ def test_compiles_with_inductor(unet: UNet2DModel, x: torch.Tensor) -> None:
         ),
         ({"downsample_padding": 2}, "downsample_padding=2 is not known; use one of 0, 1"),
         ({"norm_num_groups": 5}, "block_out_channels has 8, not a multiple of norm_num_groups=5"),
-        ({"norm_num_groups": None}, "block_out_channels has 8, not a multiple of norm_num_groups=None"),
+        ({"norm_num_groups": None}, "norm_num_groups=None must be a whole number"),
         ({"attn_norm_num_groups": 5}, "block_out_channels has 16, not a multiple of attn_norm_num_groups=5"),
         ({"attention_head_dim": 32}, "attention_head_dim=32 does not fit into 16 of block_out_channels"),
         ({"layers_per_block": 0}, "layers_per_block=0 must be 1 or more"),
-        ({"block_out_channels": (8, -16)}, r"block_out_channels=\[8, -16\] must be 1 or more on each level"),
+        ({"block_out_channels": (8, -16)}, r"block_out_channels=\[8, -16\] must be 1 or more, and at most"),
         ({"norm_num_groups": -4}, "block_out_channels has 8, not a multiple of norm_num_groups=-4"),
-        ({"mid_block_scale_factor": 0}, "mid_block_scale_factor=0 must be other than 0"),
-        ({"freq_shift": 4}, "freq_shift=4 divides by zero with block_out_channels that begin with 8"),
+        ({"mid_block_scale_factor": 0}, "mid_block_scale_factor=0 must be from 0.0001 to 10,000"),
+        ({"freq_shift": 4}, "freq_shift=4 divides by zero or less with block_out_channels that begin with 8"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
         ({"sample_size": (8, 0)}, r"sample_size=\(8, 0\) must be a side"),
-        ({"num_class_embeds": 0}, "num_class_embeds=0 must be 1 or more, or None"),
+        ({"num_class_embeds": 0}, "num_class_embeds=0 must be 1 or more, and at most 10,000,000, or None"),
         ({"norm_eps": 0.0}, "norm_eps=0.0 must be above 0"),
         ({"time_embedding_type": "learned"}, "time_embedding_type='learned' needs num_train_timesteps"),
+        ({"freq_shift": 9}, "freq_shift=9 divides by zero or less with block_out_channels that begin with 8"),
+        ({"mid_block_scale_factor": math.nan}, "mid_block_scale_factor=nan must be a number"),
+        ({"sample_size": 1_000_000}, "sample_size=1000000 must be a side, or height and width, of 1 to 16,384 pixels"),
+        ({"sample_size": (8, 8, 8)}, r"sample_size=\(8, 8, 8\) must be a whole number or a list of 2 whole numbers"),
+        ({"layers_per_block": "2"}, "layers_per_block='2' must be a whole number"),
+        ({"add_attention": 1}, "add_attention=1 must be true or false"),
     ],
 )
 def test_bad_configs(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UNet2DModel(**{**TINY, **change})
+
+
+def test_fourier_features_have_no_timestep_0(x: torch.Tensor) -> None:
+    """diffusers' network takes the logarithm of t and divides by t as well, and gives what is no number."""
+    config = {**TINY, "time_embedding_type": "fourier"}
+    assert not diffusers.UNet2DModel(**config)(x, 0).sample.isfinite().any()
+    unet = UNet2DModel(**config)
+    assert unet(x, 1).sample.isfinite().all()
+    for t in (0, torch.tensor([3, 0])):
+        with pytest.raises(ValueError, match="the timestep 0, and time_embedding_type='fourier' takes its logarithm"):
+            unet(x, t)
+
+
+def test_a_learned_embedding_knows_its_own_timesteps(x: torch.Tensor) -> None:
+    unet = UNet2DModel(**TINY, time_embedding_type="learned", num_train_timesteps=10)
+    assert unet(x, 9).sample.isfinite().all()
+    with pytest.raises(ValueError, match=r"the timestep 10, and time_embedding_type='learned' knows 0 .. 9"):
+        unet(x, 10)
+    with pytest.raises(ValueError, match="knows whole timesteps only"):
+        unet(x, 2.5)
 
 
 def test_bad_inputs(unet: UNet2DModel, x: torch.Tensor) -> None:

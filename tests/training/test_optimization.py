@@ -60,7 +60,7 @@ def test_what_goes_together_passes(data: ImageData) -> None:
         ({}, {}, {"loss": "hybrid"}, "loss='hybrid' adds nothing to 'simple' with variance_type='fixed_small'"),
         ({}, {}, {"loss": "kl", "loss_weighting": "p2"}, "weighting='p2' does not go with loss='kl'"),
         ({}, {"variance_type": "large"}, {}, "variance_type='large' is not known; use one of fixed_small"),
-        ({}, {"prediction_type": "posterior_mean"}, {"loss_weighting": "p2"}, "p2 weighting is defined for epsilon"),
+        ({}, {"prediction_type": "posterior_mean"}, {"loss_weighting": "p2"}, "weighting='p2' is defined for epsilon"),
         (
             {},
             {"rescale_betas_zero_snr": True},
