@@ -19,15 +19,21 @@ from ddpm_hf.hub.repository import Repository, told_in_one_sentence
 from ddpm_hf.images import to_pil, to_uint8, to_unit_range
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import generators_of
+from ddpm_hf.sampling.arguments import (
+    check_generator,
+    check_memory,
+    check_output_type,
+    label_tensor,
+    number_of_images,
+)
 from ddpm_hf.sampling.denoising import DEFAULT, OnStep, SamplingOptions, denoise, image_shape
 from ddpm_hf.sampling.samplers import check_scheduler, check_start
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
+from ddpm_hf.settings import as_int
 
 OURS: dict[str, Any] = {cls.__name__: cls for cls in (UNet2DModel, DDPMScheduler, DDIMScheduler)}
 """The classes that stand in the place of diffusers' of the same names."""
-
-OUTPUT_TYPES = ("pil", "np", "numpy", "pt", "uint8")
 
 
 class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
@@ -62,7 +68,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         self,
         batch_size: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int] | Tensor | None = None,
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         timestep_spacing: str | None = None,
@@ -79,8 +85,8 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         Args:
             batch_size: how many; as many as there are seeds or else class labels when None, or one.
             generator: one, or one per image; with it diffusers' DDPMPipeline and DDIMPipeline give the same images.
-            seeds: one per image, in place of a generator. An image depends on its own seed alone: it is the same in
-                any batch and, but for rounding, on any device.
+            seeds: one per image (a list, a range, an array or a tensor), in place of a generator. An image depends on
+                its own seed alone: it is the same in any batch and, but for rounding, on any device.
             num_inference_steps: S, at most T. When None, 50, or all T for a DDPMScheduler. Which scheduler draws best
                 in how many is measured in docs/benchmarks.md (few_steps): UniPC, in 5 to 50.
             timesteps: the times to visit, descending, in place of S.
@@ -99,17 +105,21 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         Raises:
             ValueError: for arguments that do not fit together or the model, in one sentence.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type={output_type!r} is not known; use one of {', '.join(OUTPUT_TYPES)}.")
-        batch_size = _batch_size_of(batch_size, generator, seeds, class_labels)
+        check_output_type(output_type)
+        check_generator(generator)
+        if generator is not None and seeds is not None:
+            raise ValueError("Give either generator or seeds, and not both.")
+        options = SamplingOptions(eta, guidance_scale, use_clipped_model_output)
+        given = {"batch_size": batch_size, "seeds": seeds, "generators": generator, "class_labels": class_labels}
+        batch_size, device = number_of_images(given), self._execution_device
+        shape = (batch_size, *image_shape(self.unet))
+        check_memory(shape, device)
         if seeds is not None:
             generator = generators_of(seeds)
-        device = self._execution_device
-        if class_labels is not None:
-            class_labels = torch.as_tensor(class_labels, dtype=torch.int64, device=device).expand(batch_size)
+        labels = label_tensor(class_labels, self.unet, batch_size, device)
         self._set_timesteps(num_inference_steps, timesteps, timestep_spacing)
         check_start(self.scheduler)
-        noise = randn_tensor((batch_size, *image_shape(self.unet)), generator, device=device, dtype=self.unet.dtype)
+        noise = randn_tensor(shape, generator, device=device, dtype=self.unet.dtype)
 
         def on_step(i: int, t: Tensor, x_s: Tensor, x_0: Tensor | None) -> Tensor | None:
             assert callback_on_step_end is not None
@@ -118,9 +128,9 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
 
         x_0 = self.denoise(
             noise,
-            SamplingOptions(eta, guidance_scale, use_clipped_model_output),
+            options,
             generator=generator,
-            class_labels=class_labels,
+            class_labels=labels,
             on_step=on_step if callback_on_step_end else None,
         )
         self.maybe_free_model_hooks()
@@ -166,6 +176,12 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             "timestep_spacing": timestep_spacing,
         }
         asked = {name: value for name, value in asked.items() if value is not None}
+        if num_inference_steps is not None:  # some of diffusers' schedulers take any number, and fail later or never
+            steps, total = as_int("num_inference_steps", num_inference_steps), self.scheduler.config.num_train_timesteps
+            if not 1 <= steps <= total:
+                raise ValueError(
+                    f"num_inference_steps={steps} cannot be taken of {total} training steps; use 1 .. {total}."
+                )
         try:
             self.scheduler.set_timesteps(**asked)
         except TypeError:
@@ -269,24 +285,6 @@ def _adopt_scheduler(scheduler: Any) -> Any:
         return scheduler
     is_theirs = type(scheduler) in (diffusers.DDPMScheduler, diffusers.DDIMScheduler)
     return OURS[type(scheduler).__name__].from_config(scheduler.config) if is_theirs else scheduler
-
-
-def _batch_size_of(batch_size: int | None, generator: Any, seeds: Sequence[int] | None, class_labels: Any) -> int:
-    """The number of images that all arguments agree on."""
-    if generator is not None and seeds is not None:
-        raise ValueError("Give either generator or seeds, and not both.")
-    lengths = {"batch_size": batch_size}
-    for name, value in (("seeds", seeds), ("generators", generator), ("class_labels", class_labels)):
-        if isinstance(value, Sequence) or (isinstance(value, Tensor) and value.ndim > 0):
-            lengths[name] = len(value)
-    given = {name: length for name, length in lengths.items() if length is not None}
-    if len(set(given.values())) > 1:
-        counts = ", ".join(f"{length} by {name}" for name, length in given.items())
-        raise ValueError(f"The number of images is given as {counts}; make them equal.")
-    size = next(iter(given.values()), 1)
-    if size < 1:
-        raise ValueError(f"The number of images is {size}; ask for at least one.")
-    return size
 
 
 def _as_output(x_0: Tensor, output_type: str) -> Any:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ddpm_hf.settings import as_ints
+
 
 def random_stream(purpose: str, seed: int, *key: int) -> np.random.Generator:
     """A generator of its own for each purpose, seed and key."""
@@ -16,6 +18,17 @@ def seed_from(purpose: str, seed: int, *key: int) -> int:
     return int(random_stream(purpose, seed, *key).integers(2**63))
 
 
-def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One generator per image, on the CPU, so that a seed gives the same noise in any batch and on any device."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def generators_of(seeds: Sequence[int] | torch.Tensor) -> list[torch.Generator]:
+    """One generator per image, on the CPU, so that a seed gives the same noise in any batch and on any device.
+
+    Args:
+        seeds: integers in any row: a list, a range, an array or tensor of one dimension.
+
+    Raises:
+        ValueError: they are none, or torch has no such seeds.
+    """
+    numbers = as_ints("seeds", seeds)
+    outside = [seed for seed in numbers if not 0 <= seed < 2**64]
+    if outside:
+        raise ValueError(f"seeds holds {outside[0]}; give whole numbers from 0 to 2**64 - 1.")
+    return [torch.Generator().manual_seed(seed) for seed in numbers]

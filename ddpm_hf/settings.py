@@ -1,6 +1,7 @@
 """What dataclasses of settings share: checks, their values in the types of YAML, and how a constructor becomes one."""
 
 import ast
+import operator
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +55,42 @@ def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     for name, kind in types.items():
         if name in values and not _is_of(values[name], kind):
             raise ValueError(f"{name}={shown(values[name])} must be {_in_words(kind)}.")
+
+
+def as_int(name: str, value: Any) -> int:
+    """One integer of an int, a numpy integer or an integer tensor of one element.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    is_truth = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    try:
+        if not is_truth:
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{name}={shown(value)} is not one integer.")
+
+
+def as_ints(name: str, values: Any) -> list[int]:
+    """The integers of a list, a tuple, a range, or an array or tensor of one dimension.
+
+    Raises:
+        ValueError: it is anything else, or so long that it is a mistake.
+    """
+    is_row = getattr(values, "ndim", 0) == 1 and hasattr(values, "tolist")
+    if not is_row and not (isinstance(values, Sequence) and not isinstance(values, str | bytes)):
+        raise ValueError(f"{name}={shown(values)} must be a list of integers, such as [0, 1] or range(2).")
+    if isinstance(values, range):
+        is_long = values[MOST_INTEGERS : MOST_INTEGERS + 1] != range(0)
+    else:
+        is_long = len(values) > MOST_INTEGERS
+    if is_long:
+        raise ValueError(f"{name} holds more than {MOST_INTEGERS:,} integers; give fewer at a time.")
+    return [as_int(f"an entry of {name}", value) for value in (values.tolist() if is_row else values)]
+
+
+MOST_INTEGERS = 10_000_000
 
 
 def shown(value: object) -> str:

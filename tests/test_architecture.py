@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
-MAX_ARROWS = 80
+MAX_ARROWS = 90
 MAX_LINES = 420
 MAX_PARAMETERS = 7
 
@@ -21,17 +21,17 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "images": {"files"},
     "launch": set(),
-    "randomness": set(),
     "settings": set(),
+    "randomness": {"settings"},
     "manifest": {"files"},
     "diffusion": set(),
     "schedulers": {"diffusion", "settings"},
     "models": {"files", "settings"},
     "unet": {"models"},
-    "sampling": {"diffusion", "files", "images", "launch", "randomness", "schedulers"},
+    "sampling": {"diffusion", "files", "images", "launch", "randomness", "schedulers", "settings"},
     "metrics": {"diffusion", "files", "images", "launch", "randomness"},
     "hub": {"files", "metrics"},  # of metrics, the names of scores
-    "pipeline": {"hub", "images", "models", "randomness", "sampling", "schedulers"},
+    "pipeline": {"hub", "images", "models", "randomness", "sampling", "schedulers", "settings"},
     "__init__": {"diffusion", "models", "pipeline", "schedulers"},
     "data": {"diffusion", "files", "images", "randomness", "settings"},
     "assets": {"data", "images", "metrics"},

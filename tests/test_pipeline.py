@@ -1,6 +1,7 @@
 """The pipeline: diffusers' pixels, seeds, guidance, folders that go both ways, errors."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -252,11 +253,70 @@ def test_class_labels_are_one_for_all_or_one_each(conditional: Any) -> None:
         ({"num_inference_steps": 5, "timestep_spacing": "nope"}, "timestep_spacing='nope' is not known"),
         ({"class_labels": 1}, "class_labels were given to a UNet without classes"),
         ({"eta": 2.0}, "eta=2.0 is outside 0"),
+        ({"seeds": 5}, r"seeds=5 must be a list of integers, such as \[0, 1\] or range\(2\)"),
+        ({"seeds": "12"}, "seeds='12' must be a list of integers"),
+        ({"seeds": np.eye(2)}, "must be a list of integers"),
+        ({"seeds": [True]}, "an entry of seeds=True is not one integer"),
+        ({"seeds": np.array([0.0])}, "an entry of seeds=0.0 is not one integer"),
+        ({"seeds": ["1"]}, "an entry of seeds='1' is not one integer"),
+        ({"seeds": [-1]}, r"seeds holds -1; give whole numbers from 0 to 2\*\*64 - 1"),
+        ({"seeds": [2**64]}, "seeds holds 18446744073709551616; give whole numbers"),
+        ({"seeds": []}, "The number of images is 0; ask for at least one"),
+        ({"batch_size": True}, "batch_size=True is not one integer"),
+        ({"batch_size": 2.0}, "batch_size=2.0 is not one integer"),
+        ({"batch_size": 10**12}, "1000000000000 images of 3 x 8 x 8 need more than .* draw at most"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0 cannot be taken of 1000 training steps; use 1 .. 1000"),
+        ({"num_inference_steps": 10**9}, "num_inference_steps=1000000000 cannot be taken"),
+        ({"num_inference_steps": "10"}, "num_inference_steps='10' is not one integer"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps=2.5 is not one integer"),
+        ({"timesteps": 3}, "timesteps=3 must be a list of integers"),
+        ({"timesteps": [900.5]}, "an entry of timesteps=900.5 is not one integer"),
+        ({"num_inference_steps": 5, "timestep_spacing": ""}, "timestep_spacing='' is not known"),
+        ({"eta": "1"}, "eta='1' must be a number"),
+        ({"eta": math.nan}, "eta=nan must be a number"),
+        ({"guidance_scale": math.inf}, "guidance_scale=inf must be from -10000 to 10000"),
+        ({"guidance_scale": None}, "guidance_scale=None must be a number"),
+        ({"use_clipped_model_output": 2}, "use_clipped_model_output=2 must be true or false or None"),
+        ({"output_type": ["pil"]}, r"output_type=\['pil'\] is not known"),
+        ({"generator": 0}, "generator=0 must be a torch.Generator, or a list of one per image"),
     ],
 )
 def test_bad_calls(ddim: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ddim(**options)
+
+
+@pytest.mark.parametrize("seeds", [[7, 2**63], (7, 2**63), np.array([7, 2**63], np.uint64), [np.int64(7), 2**63]])
+def test_seeds_come_in_any_row_of_integers(ddim: Any, seeds: Any) -> None:
+    images = ddim(seeds=seeds, num_inference_steps=2, output_type="uint8").images
+    for seed, image in zip((7, 2**63), images, strict=True):
+        generators = [torch.Generator().manual_seed(seed)]
+        alone = ddim(generator=generators, num_inference_steps=2, output_type="uint8").images
+        assert (image.int() - alone[0].int()).abs().max() <= 1
+
+
+def test_seeds_may_be_a_tensor_or_a_range(ddim: Any) -> None:
+    as_range, *others = (
+        ddim(seeds=seeds, num_inference_steps=2, output_type="uint8").images
+        for seeds in (range(3), torch.arange(3), np.arange(3), [0, 1, 2])
+    )
+    assert all(torch.equal(images, as_range) for images in others)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([3, 9], "class_labels holds 9, and this UNet's classes are 0 to"),
+        (-1, "class_labels holds -1, and this UNet's classes are 0 to"),
+        ([1.5], "an entry of class_labels=1.5 is not one integer"),
+        ("1", "class_labels='1' must be a list of integers"),
+        (True, "class_labels=True is not one integer"),
+        (np.array([]), "The number of images is 0"),
+    ],
+)
+def test_bad_class_labels(conditional: Any, labels: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        conditional(class_labels=labels, num_inference_steps=2)
 
 
 def test_what_a_scheduler_lacks_is_refused(ddpm: Any, conditional: Any) -> None:

@@ -189,9 +189,14 @@ def split_variance(
     """The prediction (B, C, ...) for a sample (B, C, ...), and what the output says of the variance, or None.
 
     Raises:
-        ValueError: the output has other channels.
+        ValueError: the output has another shape.
     """
     given, expected = model_output.shape[1], sample.shape[1]
+    if model_output.shape[:1] + model_output.shape[2:] != sample.shape[:1] + sample.shape[2:]:
+        raise ValueError(
+            f"the model's output is of shape {tuple(model_output.shape)} and the sample of {tuple(sample.shape)}; they "
+            "must be equal but for channels."
+        )
     if may_have_variance and given == 2 * expected:
         prediction, variance = model_output.chunk(2, dim=1)
         return prediction, variance

@@ -5,7 +5,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +20,7 @@ from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.randomness import generators_of
 from ddpm_hf.sampling.samplers import check_start
 from ddpm_hf.schedulers.base import GaussianScheduler
+from ddpm_hf.settings import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ class SamplingOptions:
         guidance_scale: w of unconditional + w (conditional - unconditional); 1 is no guidance.
         use_clipped_model_output: see `DDIMScheduler.step`; None is True with guidance, else False.
         batch_size: images computed at once, where there are more.
+
+    Raises:
+        ValueError: one of them is of another type or out of its range.
     """
 
     eta: float = 0.0
@@ -43,6 +47,20 @@ class SamplingOptions:
     use_clipped_model_output: bool | None = None
     batch_size: int = 128
 
+    def __post_init__(self) -> None:
+        check_types(vars(self), get_type_hints(SamplingOptions))
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta} is outside 0 (DDIM) .. 1 (DDPM).")
+        if not abs(self.guidance_scale) <= LARGEST_GUIDANCE:
+            raise ValueError(
+                f"guidance_scale={self.guidance_scale} must be from -{LARGEST_GUIDANCE} to {LARGEST_GUIDANCE}."
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be 1 or more.")
+
+
+LARGEST_GUIDANCE = 10_000
+"""Far above any that helps, and far below what float32 overflows with."""
 
 DEFAULT = SamplingOptions()
 

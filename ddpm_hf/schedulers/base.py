@@ -23,8 +23,8 @@ from ddpm_hf.diffusion.checks import check_numbers
 from ddpm_hf.diffusion.denoiser import Clipping, Denoiser, Restriction, Thresholding, denoiser_class
 from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
 from ddpm_hf.diffusion.process import CLEAN, GaussianDiffusion
-from ddpm_hf.schedulers.timestep_spacing import as_int, custom_timesteps, inference_timesteps
-from ddpm_hf.settings import check_types
+from ddpm_hf.schedulers.timestep_spacing import custom_timesteps, inference_timesteps
+from ddpm_hf.settings import as_int, check_types
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,9 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
                 f"trained_betas has {self.diffusion.num_train_timesteps} entries but num_train_timesteps is {total}; "
                 "make them equal."
             )
-        spacing = timestep_spacing or self.config.get("_timestep_spacing", self.config.timestep_spacing)
+        spacing = timestep_spacing
+        if spacing is None:
+            spacing = self.config.get("_timestep_spacing", self.config.timestep_spacing)
         if timesteps is not None:
             grid = custom_timesteps(timesteps, total)
         else:
@@ -197,11 +199,23 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t of x_0, noise and one time per image (or one for all): the forward process in one jump."""
-        return self.diffusion.q_sample(original_samples, timesteps.to(original_samples.device), noise)
+        return self.diffusion.q_sample(original_samples, self._times(timesteps, original_samples), noise)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The target of `v_prediction` for x_0 = `sample`."""
-        return self.diffusion.target(sample, noise, timesteps.to(sample.device), "v_prediction")
+        return self.diffusion.target(sample, noise, self._times(timesteps, sample), "v_prediction")
+
+    def _times(self, timesteps: Tensor, images: Tensor) -> Tensor:
+        """Timesteps beside images, one for all or one each; the ValueError of others says what they are."""
+        t = torch.as_tensor(timesteps)
+        if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool or t.numel() not in (1, len(images)):
+            raise ValueError(
+                f"timesteps is {str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)} and must be integers, "
+                f"one for all or one for each of the {len(images)} images."
+            )
+        if t.device.type == "cpu" and not 0 <= int(t.min()) <= int(t.max()) < len(self):
+            raise ValueError(f"timesteps go from {int(t.min())} to {int(t.max())}, outside 0 .. {len(self) - 1}.")
+        return t.to(images.device)
 
     def _predict(self, model_output: Tensor, t: int, sample: Tensor) -> tuple[Tensor, Tensor]:
         """(x_0 clipped or thresholded, noise), from the network's output."""

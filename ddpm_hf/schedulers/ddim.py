@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddpm_hf.diffusion.denoiser import split_variance
 from ddpm_hf.schedulers.base import GaussianScheduler, Generators, SchedulerOutput, randn_like
+from ddpm_hf.settings import check_types
 
 
 class DDIMScheduler(GaussianScheduler):
@@ -80,6 +81,7 @@ class DDIMScheduler(GaussianScheduler):
         """
         if self.num_inference_steps is None:
             raise ValueError("DDIMScheduler has no timesteps yet; call set_timesteps(num_inference_steps) first.")
+        check_types({"eta": eta}, {"eta": float})
         if not 0 <= eta <= 1:
             raise ValueError(f"eta={eta} is outside 0 (DDIM) .. 1 (DDPM).")
         if eta > 0 and generator is not None and variance_noise is not None:

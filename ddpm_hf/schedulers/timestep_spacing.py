@@ -1,6 +1,5 @@
 """Which of the T training times a sampler visits."""
 
-import operator
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
+from ddpm_hf.settings import as_ints, shown
 
 
 def inference_timesteps(
@@ -42,7 +42,7 @@ def inference_timesteps(
         roots = torch.linspace(0, top, steps) if steps > 1 else torch.tensor([top])
         times = roots.flip(0).square().numpy()
     else:
-        raise ValueError(f"timestep_spacing={spacing!r} is not known; use one of {', '.join(TIMESTEP_SPACINGS)}.")
+        raise ValueError(f"timestep_spacing={shown(spacing)} is not known; use one of {', '.join(TIMESTEP_SPACINGS)}.")
     grid = [int(t) for t in dict.fromkeys(np.round(times))]
     if grid[0] >= total:
         raise ValueError(
@@ -52,17 +52,9 @@ def inference_timesteps(
     return grid
 
 
-def as_int(name: str, value: Any) -> int:
-    """One integer of an int, a numpy integer or an integer tensor of one element; anything else is a ValueError."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name}={value!r} is not one integer; give one for the whole batch.") from None
-
-
 def custom_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> list[int]:
     """A user's own times, checked: integers, strictly descending, within 0 .. T-1; a ValueError says what is not so."""
-    grid = [as_int("an entry of timesteps", t) for t in timesteps]
+    grid = as_ints("timesteps", timesteps)
     if not grid:
         raise ValueError("timesteps is empty; give at least one.")
     for before, after in pairwise(grid):
