@@ -148,13 +148,13 @@ def is_intact(content: Mapping[str, Any]) -> bool:
 
 
 def write_hashes(folder: Path, *patterns: str) -> None:
-    """Keep the hashes of the files in a folder that match, beside them."""
+    """Keep the hashes of the files in a folder that match, in the folder."""
     paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
-    write_json(folder / HASHES, {path.name: hash_of(path) for path in paths})
+    write_json(folder / HASHES, {path.relative_to(folder).as_posix(): hash_of(path) for path in paths})
 
 
 def check_hashes(folder: Path) -> None:
-    """Compare the files of a folder with the hashes kept beside them; where there are none, nothing is compared.
+    """Compare the files of a folder with the hashes kept in it; where there are none, nothing is compared.
 
     Raises:
         ValueError: a file is damaged or another one.
@@ -165,7 +165,7 @@ def check_hashes(folder: Path) -> None:
     remedy = f"if it was replaced on purpose, remove {path}"
     try:
         hashes = json.loads(path.read_bytes())
-        files = [(folder / Path(name).name, digest) for name, digest in hashes.items()]
+        files = [(folder / name, digest) for name, digest in hashes.items() if ".." not in Path(name).parts]
     except (ValueError, AttributeError):
         raise ValueError(f"{path} is no list of hashes; restore it, or remove it") from None
     for file, digest in files:

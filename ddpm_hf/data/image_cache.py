@@ -3,7 +3,7 @@
     <folder>/<data set>-<key>/
         images.bin      uint8 (N, C, H, W), the images one after the other
         labels.npy      int64 (N,), where there are labels; -1 where a row has none
-        info.json       the shape, where the images come from, what was done to them, and the rows left out
+        info.json       the shape, where the images come from, what was done to them, the rows left out, and hashes
 
 The key stands for the data set, its columns and the transform. One process builds the folder under a lock and a
 temporary name, and renames it when it is complete and on the disk; all others wait for the lock, then map the file.
@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_hf.data.decoding import WORKERS, CorruptImageError, OnCorrupt, Rows, Transform, settle
-from ddpm_hf.files import sync, sync_tree, temporary_name, written_whole
+from ddpm_hf.files import hash_of, is_intact, sealed, sync, sync_tree, temporary_name, written_whole
 
 # To be raised with every change of the files or of what a transform does.
 FORMAT = 1
@@ -87,7 +87,9 @@ def cached_images(
         if _open(cache) is None:
             folder.mkdir(parents=True, exist_ok=True)
             with _turn(cache, rows, show_progress):
-                if _open(cache) is None:  # not there, or cut short
+                if _open(cache) is None:
+                    if cache.exists():
+                        logger.warning("the cache %s is damaged or of an earlier version; it is made again", cache)
                     with written_whole(cache) as building:
                         _build(rows, transform, building, on_corrupt, show_progress)
                     sync(folder)
@@ -129,8 +131,9 @@ def _build(rows: Rows, transform: Transform, building: Path, on_corrupt: OnCorru
     building.mkdir()
     info = _write(rows, transform, building, show_progress)
     _judge(rows, info["corrupt"], on_corrupt)
-    (building / "info.json").write_text(json.dumps(info, indent=2) + "\n")
     (building / "rows_done").unlink()
+    info["hashes"] = {path.name: hash_of(path) for path in sorted(building.iterdir())}
+    (building / "info.json").write_text(json.dumps(sealed(info), indent=2) + "\n")
     sync_tree(building)
 
 
@@ -189,9 +192,11 @@ def _decoded(rows: Rows, transform: Transform) -> Iterator[list[ReadRow]]:
 
 
 def _open(cache: Path) -> CachedImages | None:
-    """None where there is no cache, or one that something has cut short since it was made."""
+    """None where there is no cache, or one that something has changed since it was made."""
     try:
-        info = json.loads((cache / "info.json").read_text())
+        info = json.loads((cache / "info.json").read_bytes())
+        if not is_intact(info) or any(hash_of(cache / name) != digest for name, digest in info["hashes"].items()):
+            return None
         shape, images, labels = info["shape"], cache / "images.bin", cache / "labels.npy"
         size = int(np.prod(shape))
         if images.stat().st_size != size:
@@ -202,7 +207,7 @@ def _open(cache: Path) -> CachedImages | None:
             fingerprint=info["fingerprint"],
             corrupt=info["corrupt"],
         )
-    except (FileNotFoundError, EOFError, ValueError, KeyError):
+    except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, AttributeError):  # JSON of any other form
         return None
 
 

@@ -1,20 +1,28 @@
 """Features of a set of images, computed once on all processes and kept; and the (mu, sigma) files of other programs."""
 
 import hashlib
+import logging
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 from accelerate import Accelerator
+from accelerate.utils import broadcast, broadcast_object_list
 from huggingface_hub.constants import HF_HOME
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_hf.files import written_whole
+from ddpm_hf.files import SEAL, written_whole
 from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.metrics.extractors import Extractor
 from ddpm_hf.metrics.frechet import mean_and_covariance
+
+logger = logging.getLogger(__name__)
 
 
 def fingerprint_of(images: Tensor) -> str:
@@ -56,15 +64,15 @@ class FeatureExtraction:
         """
         key = hashlib.sha256(f"{fingerprint} {self.extractor.sha256} {self.batch_size}".encode()).hexdigest()
         path = (self.cache_dir or Path(HF_HOME) / "ddpm_hf" / "features") / f"{key}.safetensors"
-        is_there = path.exists()
-        self.accelerator.wait_for_everyone()  # all have looked before one writes
-        if is_there:
-            return load_file(path)["features"]
+        # Another run may write the file at any time, so one process looks, for all of them.
+        found = _read_features(path) if self.accelerator.is_main_process else None
+        (shape,) = broadcast_object_list([None if found is None else found.shape])
+        if shape is not None:
+            features: Tensor = broadcast((torch.empty(shape) if found is None else found).to(self.accelerator.device))
+            return features.cpu()
         features = self.of(images)
         if self.accelerator.is_main_process:
-            with written_whole(path, shared=True) as temporary:
-                save_file({"features": features}, temporary)
-        self.accelerator.wait_for_everyone()
+            _keep_features(path, features)
         return features
 
     def of(self, images: Tensor) -> Tensor:
@@ -131,7 +139,7 @@ class Statistics:
                 mean, covariance = (torch.from_numpy(np.asarray(file[name], np.float64)) for name in ("mu", "sigma"))
                 extractor = str(file["extractor_sha256"]) if "extractor_sha256" in file else None
                 shape = tuple(file["image_shape"].tolist()) if "image_shape" in file else None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} cannot be read as an .npz of arrays: {error}") from error
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError(f"{path} holds mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}")
@@ -165,3 +173,29 @@ class Statistics:
             raise ValueError(f"{path} is of images of {self.image_shape}, and the samples are {image_shape}")
         if len(self.mean) != num_features:
             raise ValueError(f"{path} has {len(self.mean)} features an image, and {extractor.name} {num_features}")
+
+
+def _read_features(path: Path) -> Tensor | None:
+    """Those of an earlier call; None where there are none, or the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            features: Tensor = file.get_tensor("features")
+            return features if (file.metadata() or {}).get(SEAL) == _hash_of_tensor(features) else None
+    except (OSError, SafetensorError, TypeError):
+        return None
+
+
+def _keep_features(path: Path, features: Tensor) -> None:
+    """Write them for a later call, which computes them again if this does not work."""
+    try:
+        with written_whole(path, shared=True) as temporary:
+            save_file({"features": features}, temporary, {SEAL: _hash_of_tensor(features)})
+    except (OSError, SafetensorError) as error:
+        logger.warning("the features could not be kept in %s: %s", path, error)
+
+
+def _hash_of_tensor(tensor: Tensor) -> str:
+    header = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+    digest = xxhash.xxh3_128(header)
+    digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()

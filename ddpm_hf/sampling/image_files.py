@@ -1,6 +1,8 @@
 """Generated images on disk, so that a killed run starts again with what is missing: PNG, npz or parquet."""
 
 import io
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,14 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_hf.files import is_temporary, remove_temporaries, written_whole
+from ddpm_hf.files import check_hashes, is_temporary, remove_temporaries, write_hashes, written_whole
 from ddpm_hf.images import save_png, to_pil
 
 FORMATS = ("png", "npz", "parquet")
 IMAGES_PER_FOLDER = 1_000
 ROWS_PER_FILE = 10_000
 
-_END_OF_PNG = b"IEND\xaeB`\x82"
+_BEGIN_OF_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class PNGFolder:
@@ -67,8 +69,15 @@ class OneFile(PNGFolder):
         self._result = folder / ("samples.npz" if kind == "npz" else "data")
 
     def missing(self, seeds: Iterable[int]) -> list[int]:
-        """None once the result is there."""
-        return [] if self._result.exists() else super().missing(seeds)
+        """None once the result is there.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if not self._result.exists():
+            return super().missing(seeds)
+        check_hashes(self._result.parent)
+        return []
 
     def finish(self, seeds: range, labels: Tensor | None) -> None:
         """Put the parts together, and remove them."""
@@ -76,6 +85,7 @@ class OneFile(PNGFolder):
             write = self._write_npz if self._result.suffix == ".npz" else self._write_parquet
             with written_whole(self._result) as temporary:
                 write(temporary, seeds, labels)
+            write_hashes(self._result.parent, "samples.npz", "data/*.parquet")
         for seed in seeds:
             self.path(seed).unlink(missing_ok=True)
         for sub_folder in (*self.folder.glob("*/"), self.folder):
@@ -124,6 +134,7 @@ def load_images(source: Path) -> Tensor:
         ValueError: there are none, they cannot be read, or they differ in size or colour.
     """
     if source.is_dir():
+        check_hashes(source)
         if (source / "samples.npz").exists():
             return load_images(source / "samples.npz")
         tables = sorted(path for path in source.rglob("*.parquet") if not is_temporary(path.relative_to(source)))
@@ -135,7 +146,7 @@ def load_images(source: Path) -> Tensor:
         try:
             with np.load(source, allow_pickle=False) as file:
                 images = file["arr_0"]
-        except (KeyError, ValueError, OSError) as error:
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{source} has no array arr_0 of images as ADM's files have ({error})") from error
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(
@@ -184,10 +195,19 @@ def _size(image: Tensor) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a PNG is there, to its last bytes."""
+    """Whether a PNG is there to its last bytes, each of its chunks with the right checksum."""
     try:
-        with path.open("rb") as file:
-            file.seek(-len(_END_OF_PNG), io.SEEK_END)
-            return file.read() == _END_OF_PNG
+        content = path.read_bytes()
     except OSError:
         return False
+    position = len(_BEGIN_OF_PNG)
+    while content.startswith(_BEGIN_OF_PNG) and position + 12 <= len(content):
+        length = int.from_bytes(content[position : position + 4])
+        kind_and_data = content[position + 4 : position + 8 + length]
+        checksum = content[position + 8 + length : position + 12 + length]
+        if checksum != zlib.crc32(kind_and_data).to_bytes(4):
+            return False
+        position += 12 + length
+        if kind_and_data == b"IEND":
+            return position == len(content)
+    return False

@@ -253,12 +253,24 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_a_cache(tmp_pat
     assert not list((tmp_path / "killed").glob(".*.partial"))
 
 
-def test_a_cache_cut_short_is_built_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["images.bin", "labels.npy", "info.json"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "other", "lost"])
+def test_a_damaged_cache_is_built_again(
+    tmp_path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = many()
-    expected = cache_of(tmp_path, rows).images.clone()
-    images = next(tmp_path.glob("*/images.bin"))
-    images.write_bytes(images.read_bytes()[:-1])
-    assert torch.equal(cache_of(tmp_path, rows).images, expected)
+    first = cache_of(tmp_path, rows)
+    expected, fingerprint = first.images.clone(), first.fingerprint
+    path = next(tmp_path.glob(f"*/{file}"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    if damage != "lost":
+        path.write_bytes({"cut": content[:-1], "bit": content, "other": b"[1]"}[damage])
+    found = cache_of(tmp_path, rows)
+    assert torch.equal(found.images, expected)
+    assert found.fingerprint == fingerprint
+    assert caplog.text.count("it is made again") == 1
 
 
 def build_and_tell(folder: Path, rows: Rows, log: Path, barrier: Any) -> str:

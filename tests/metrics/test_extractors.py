@@ -1,5 +1,6 @@
 """Feature networks: the loading, the preprocessing and the wiring, with weights that the test makes."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,43 @@ class OfOneChannel(Counting):
 def test_a_network_that_does_not_work_is_one_sentence(network: Extractor, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         FeatureExtraction(network, Accelerator(cpu=True)).of(pictures())
+
+
+@pytest.mark.parametrize("place", [0, 9, -1])
+def test_damaged_features_are_computed_again(tmp_path: Path, place: int) -> None:
+    network = Counting()
+    features = FeatureExtraction(network, Accelerator(cpu=True), batch_size=2, cache_dir=tmp_path)
+    first = features.kept(pictures(), "a")
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert torch.equal(features.kept(pictures(), "a"), first)
+    assert network.asked == 10
+    assert torch.equal(features.kept(pictures(), "a"), first)
+    assert network.asked == 10
+
+
+def test_features_that_cannot_be_kept_are_not_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    features = FeatureExtraction(Counting(), Accelerator(cpu=True), batch_size=2, cache_dir=tmp_path / "file")
+    assert torch.equal(features.kept(pictures(), "a"), pictures().float().mean(dim=(2, 3)))
+    assert "could not be kept" in caplog.text
+
+
+def look_while_another_run_writes(folder: Path) -> None:
+    """The second process sees a cache that the first does not: both must compute."""
+    accelerator = Accelerator(cpu=True)
+    features = FeatureExtraction(Counting(), accelerator, batch_size=2, cache_dir=folder)
+    if accelerator.process_index == 1:
+        features = FeatureExtraction(Counting(), accelerator, batch_size=2, cache_dir=folder / "other")
+        path = folder / "other"
+        path.mkdir()
+        key = hashlib.sha256(f"a {'0' * 64} 2".encode()).hexdigest()
+        (path / f"{key}.safetensors").write_bytes(b"written by another run meanwhile")
+    assert torch.equal(features.kept(pictures(), "a"), pictures().float().mean(dim=(2, 3)))
+    assert torch.equal(features.kept(pictures(), "a"), pictures().float().mean(dim=(2, 3)))
+
+
+def test_one_process_looks_for_kept_features_for_all(tmp_path: Path) -> None:
+    start_processes_of(2, look_while_another_run_writes, tmp_path)
