@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx2
 import yaml
@@ -60,9 +60,9 @@ def model_push(run: Path, repository: str, license: str, checkpoint: Path | None
         results = read_json(run / "metrics.json")
     elif grids := sorted((run / "samples").glob("step-*.png")):
         files["samples/grid.png"] = grids[-1]
-    config = yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").exists() else {}
-    data = config.get("data", {})
-    if data and Path(data["name"]).exists():
+    config = _settings_of(run)
+    data = config.get("data")
+    if isinstance(data, dict) and Path(str(data.get("name", "/"))).exists():
         data["name"] = Path(data["name"]).name  # or a folder such as my/pictures would pass for an id
     subject = Subject(
         repository,
@@ -76,6 +76,26 @@ def model_push(run: Path, repository: str, license: str, checkpoint: Path | None
     )
     after = "" if subject.step is None else f" after {subject.step} steps"
     return Push(f"Model{after}", files, lambda present: model_card(subject, present))
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
+    """What its config.yaml says; nothing where there is none.
+
+    Raises:
+        ValueError: it is no recipe.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        return {}
+    try:
+        config = yaml.safe_load(path.read_bytes().decode())
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({' '.join(str(error).split())}); restore it, or move it away"
+        ) from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no settings; restore it, or move it away")
+    return config
 
 
 def checkpoint_push(run: Path, checkpoint: Path) -> Push:
