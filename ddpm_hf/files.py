@@ -113,6 +113,31 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
+def check_writable(what: str, path: Path) -> None:
+    """See that a file can be written, missing folders above it included, without making anything.
+
+    Args:
+        what: What names it, such as an option.
+        path: The file.
+
+    Raises:
+        ValueError: a folder has its name, what should be a folder above it is none, or it lets nobody write.
+    """
+    if path.is_dir():
+        raise ValueError(f"{what} {path} is a folder and must be a file")
+    above = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), Path("/"))
+    if not above.is_dir():
+        raise ValueError(f"{what} {path} cannot be written, as {above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{what} {path} cannot be written: there is no permission to write into {above}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole, in UTF-8."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object whole."""
     with written_whole(path) as temporary:

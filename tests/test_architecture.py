@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"files", "settings"},
     "unet": {"models"},
     "sampling": {"diffusion", "files", "images", "launch", "randomness", "schedulers", "settings"},
-    "metrics": {"diffusion", "files", "images", "launch", "randomness"},
+    "metrics": {"diffusion", "files", "images", "launch", "randomness", "settings"},
     "hub": {"files", "metrics"},  # of metrics, the names of scores
     "pipeline": {"hub", "images", "models", "randomness", "sampling", "schedulers", "settings"},
     "__init__": {"diffusion", "models", "pipeline", "schedulers"},

@@ -1,5 +1,6 @@
 """ddpm-hf-evaluate --metrics bits_per_dim: how many bits a model needs for real images, term by term."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from ddpm_hf.data.sources import ImageData
+from ddpm_hf.files import written_whole
 from ddpm_hf.manifest import weights_hash
 from ddpm_hf.metrics.bits_per_dim import Likelihood, bits_per_dim
 from ddpm_hf.metrics.evaluation import Score
@@ -51,8 +53,8 @@ def score_model(
     output: Path,
     accelerator: Accelerator,
     show_progress: bool,
-) -> dict[str, Score]:
-    """The mean of all images and its standard error; each image's figure and terms go to a file, and to a picture.
+) -> tuple[dict[str, Score], dict[str, Callable[[], object]]]:
+    """The mean of all images and its standard error; and what writes each image's figure and terms, and a picture.
 
     Args:
         pipe: The model.
@@ -75,10 +77,15 @@ def score_model(
         batch_size=batch_size,
         show_progress=show_progress,
     )
-    if accelerator.is_main_process:
-        arrays = {"values": found.values.numpy()}
-        if found.terms is not None:
-            arrays["terms"] = found.terms.numpy()
-            save_bound(output / "bits_per_dim.png", found.terms)
-        np.savez(output / "bits_per_dim.npz", allow_pickle=False, **arrays)
-    return {"bits_per_dim": Score(found.mean, found.standard_error)}
+    table, picture, terms = output / "bits_per_dim.npz", output / "bits_per_dim.png", found.terms
+    arrays = {"values": found.values.numpy()} | ({} if terms is None else {"terms": terms.numpy()})
+    files: dict[str, Callable[[], object]] = {str(table): lambda: _save_arrays(table, arrays)}
+    if terms is not None:
+        files[str(picture)] = lambda: save_bound(picture, terms)
+    score = Score(found.mean, found.standard_error if len(reference) > 1 else None)
+    return {"bits_per_dim": score}, files
+
+
+def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)

@@ -2,13 +2,16 @@
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import diffusers
 from accelerate import Accelerator
+from PIL.Image import Image
 from torch import Tensor
 
 from ddpm_hf.cli.bits_per_dim import described, load_model, score_model
@@ -16,7 +19,7 @@ from ddpm_hf.cli.evaluate import EvaluateConfig
 from ddpm_hf.command_line import fail
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageData, load_cached_images
-from ddpm_hf.files import sha256_of, write_json
+from ddpm_hf.files import check_writable, is_temporary, sha256_of, write_json, write_text
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import environment, start_processes
 from ddpm_hf.manifest import check_same_settings, read_manifest, write_manifest
@@ -46,20 +49,37 @@ class Reference:
 
 
 def run(config: EvaluateConfig) -> None:
-    """Score the images or the model, and print the table; problems end the program."""
+    """Score the images or the model, and print the table; problems end the program.
+
+    The scores are printed and written first; files beside them that cannot be written are named, with status 1.
+    """
+    problems: list[str] = []
     try:
         accelerator = start_processes(config.threads)
-        table = (evaluate_model if config.is_of_a_model else evaluate_samples)(config, accelerator)
+        _check_writable(config, accelerator)
+        evaluate = evaluate_model if config.is_of_a_model else evaluate_samples
+        for name, write in evaluate(config, accelerator).items():
+            try:
+                write()
+            except Exception as error:  # whatever it is, the scores are there, and the other files can be written
+                reason = getattr(error, "strerror", None) or error
+                problems.append(f"{name} could not be written ({reason})")
         if accelerator.is_main_process:
-            files = sorted(path.name for path in config.output.iterdir())
-            print(f"{table}\nEverything is in {config.output}: {', '.join(files)}")
+            files = sorted(path.name for path in config.output.iterdir() if not is_temporary(Path(path.name)))
+            print(f"\nEverything is in {config.output}: {', '.join(files)}")
         accelerator.end_training()
     except (ValueError, OSError) as error:
         fail(str(error))
+    if problems:
+        fail(f"the scores are printed above, but {'; '.join(problems)}; make room, and give the same command", status=1)
 
 
-def evaluate_model(config: EvaluateConfig, accelerator: Accelerator) -> str:
-    """Find how many bits the model needs for the reference, write the results, and return their table.
+Files = dict[str, Callable[[], object]]
+"""What is to be written once the scores are known: name -> what writes it, in this order."""
+
+
+def evaluate_model(config: EvaluateConfig, accelerator: Accelerator) -> Files:
+    """Find how many bits the model needs for the reference, print them, and say what is to be written.
 
     Raises:
         ValueError: the settings, the model and the reference do not go together.
@@ -75,16 +95,16 @@ def evaluate_model(config: EvaluateConfig, accelerator: Accelerator) -> str:
         "batch_size": config.batch_size,
     }
     _claim(config, settings, accelerator)
-    scores = score_model(
+    scores, files = score_model(
         pipe, reference, config.likelihood, config.batch_size, config.output, accelerator, show_progress
     )
     if not accelerator.is_main_process:
-        return ""
-    return _write(config, Results({name: scores}, {name: len(reference)}, len(reference)), settings)
+        return {}
+    return _results(config, Results({name: scores}, {name: len(reference)}, len(reference)), settings) | files
 
 
-def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> str:
-    """Score each set of samples, write the results, and return their table.
+def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> Files:
+    """Score each set of samples, print the scores, and say what is to be written.
 
     Raises:
         ValueError: the settings, the images and the reference do not go together.
@@ -113,19 +133,28 @@ def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> str:
     assert compared_with is not None
     evaluation = Evaluation(config.metrics, extractor, compared_with, config.bootstrap)
     scores: dict[str, dict[str, Score]] = {}
+    files: Files = {}
     for number, (name, images) in enumerate(sets.items(), start=1):
         fake = features_of.kept(images, fingerprints[name])
         if not accelerator.is_main_process:
             continue
         scores[name] = evaluation.score(fake)
         if reference.images is not None and real is not None:
-            picture = nearest_picture(images, fake, reference.images, real)
-            save_png(picture, config.output / ("nearest.png" if len(sets) == 1 else f"nearest-{number}.png"))
+            picture = partial(nearest_picture, images, fake, reference.images, real)
+            path = config.output / ("nearest.png" if len(sets) == 1 else f"nearest-{number}.png")
+            files[str(path)] = partial(_save_picture, picture, path)
     if not accelerator.is_main_process:
-        return ""
+        return {}
     if config.save_statistics is not None and reference.images is not None and real is not None:
-        Statistics.of(real, extractor, tuple(reference.images.shape[1:])).save(config.save_statistics)
-    return _write(config, evaluation.results(scores, {name: len(images) for name, images in sets.items()}), settings)
+        statistics = partial(Statistics.of, real, extractor, tuple(reference.images.shape[1:]))
+        path = config.save_statistics
+        files = {str(path): lambda: statistics().save(path)} | files
+    results = evaluation.results(scores, {name: len(images) for name, images in sets.items()})
+    return _results(config, results, settings) | files
+
+
+def _save_picture(picture: Callable[[], Image], path: Path) -> None:
+    save_png(picture(), path)
 
 
 def load_samples(name: str, config: EvaluateConfig) -> Tensor:
@@ -225,9 +254,25 @@ def _claim(config: EvaluateConfig, settings: dict[str, Any], accelerator: Accele
         write_manifest(config.output, settings, environment(accelerator))
 
 
-def _write(config: EvaluateConfig, results: Results, settings: dict[str, Any]) -> str:
-    """Write the results, and return their table."""
+def _results(config: EvaluateConfig, results: Results, settings: dict[str, Any]) -> Files:
+    """Print the results; what writes them."""
     table = markdown_table(results)
-    (config.output / "table.md").write_text(table)
-    write_json(config.output / "metrics.json", {**settings, **results.to_dict()})
-    return table
+    print(table, flush=True)
+    metrics, readable = config.output / "metrics.json", config.output / "table.md"
+    return {
+        str(metrics): lambda: write_json(metrics, {**settings, **results.to_dict()}),
+        str(readable): lambda: write_text(readable, table),
+    }
+
+
+def _check_writable(config: EvaluateConfig, accelerator: Accelerator) -> None:
+    """See that every file can be written where it is to go, before hours of work; missing folders are made.
+
+    Raises:
+        ValueError: one cannot.
+    """
+    if not accelerator.is_main_process:
+        return
+    check_writable("--output", config.output / "metrics.json")
+    if config.save_statistics is not None:
+        check_writable("--save_statistics", config.save_statistics)

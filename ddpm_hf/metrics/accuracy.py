@@ -22,10 +22,15 @@ class ClassAccuracy(MeanOverImages):
             labels: int64 ``(B,)``, the classes that were asked for.
 
         Raises:
-            ValueError: there are no labels.
+            ValueError: there are no labels, or not an integer for each image.
         """
         if labels is None:
             raise ValueError("the accuracy needs the class that each image was to show; give update its labels")
+        if labels.shape != (len(images),) or labels.is_floating_point():
+            raise ValueError(
+                f"labels are {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)} and must be an "
+                f"integer for each of the {len(images)} images"
+            )
         found = self._features(images).argmax(dim=1)
         (self.real_features if real else self.fake_features).append(found == labels.to(found.device))
 

@@ -1,5 +1,6 @@
 """What all metrics of images share: torchmetrics' interface, features of real and generated images as state, errors."""
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
+
+from ddpm_hf.settings import as_int
+
+logger = logging.getLogger(__name__)
 
 
 class ImageMetric(Metric):
@@ -62,19 +67,38 @@ class ImageMetric(Metric):
         Args:
             images: uint8 ``(B, C, H, W)``; or features ``(B, D)``, where the metric has no network.
             real: Whether they are real ones.
+
+        Raises:
+            ValueError: their features are no ``(B, D)`` of finite numbers.
         """
         side = self.real_features if real else self.fake_features
         side.append(self.summary(self._features(images)))
+
+    def notes(self) -> list[str]:
+        """What a reader of the scores must know: that there are too few images for them to mean much, and the like."""
+        return []
 
     def compute(self) -> dict[str, Tensor]:
         """Score name -> float64 scalar.
 
         Raises:
-            ValueError: no generated images were given; or as `score`.
+            ValueError: no generated images were given, or ones with other features than the real ones have; a score
+                is not finite; or as `score`.
         """
         real, fake = self._sides()
+        if len(real) and real.shape[1:] != fake.shape[1:]:
+            raise ValueError(
+                f"real and generated images have {real.shape[-1]} and {fake.shape[-1]} features each; use the same "
+                "feature network for both"
+            )
         found = self.score(real, fake)
-        return {name: torch.as_tensor(value, dtype=torch.float64, device="cpu") for name, value in found.items()}
+        scores = {name: torch.as_tensor(value, dtype=torch.float64, device="cpu") for name, value in found.items()}
+        for name, value in scores.items():
+            if not value.isfinite():
+                raise ValueError(f"the score {name} is {value.item()}: the features are too large to compute with")
+        for note in self.notes():
+            logger.warning("%s", note)
+        return scores
 
     @torch.no_grad()
     def errors(self, images: Tensor, draws: int) -> dict[str, Tensor]:
@@ -83,7 +107,12 @@ class ImageMetric(Metric):
         Args:
             images: The generated images (or features) of the present state, all of them.
             draws: How many sets of as many images are drawn with replacement, from a fixed seed; at least 2.
+
+        Raises:
+            ValueError: there are fewer draws; or as `score`.
         """
+        if as_int("draws", draws) < 2:
+            raise ValueError(f"draws={draws} must be 2 or more; a standard error is a spread.")
         features, (real, _) = self._features(images), self._sides()
         generator = torch.Generator().manual_seed(0)
         found = []
@@ -100,6 +129,10 @@ class ImageMetric(Metric):
 
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = images if self.feature is None else self.feature(images)
+        if features.ndim != 2 or features.shape[1] == 0:
+            raise ValueError(f"features are of shape {tuple(features.shape)} and must be (B, D), a row for each image")
+        if not features.isfinite().all():
+            raise ValueError("features hold numbers that are not finite; look at the images and the feature network")
         return features
 
     def _sides(self) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.likelihood import METHODS, bound_estimate, bound_terms, drawn, ode_nats
 from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.randomness import random_stream
+from ddpm_hf.settings import as_int
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class Likelihood:
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r} is not known; use one of {', '.join(METHODS)}.")
         for name in ("timesteps_per_image", "num_steps"):
-            if getattr(self, name) < 1:
+            if as_int(name, getattr(self, name)) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if as_int("seed", self.seed) < 0:
+            raise ValueError(f"seed={self.seed} must be at least 0.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class BitsPerDim:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean, from the spread over images, which includes that of the noise."""
+        """Standard error of the mean, from the spread over images, which includes that of the noise; nan of one."""
         return float(self.values.std()) / math.sqrt(len(self.values))
 
 
@@ -119,7 +122,7 @@ def bits_per_dim(
         The same on every process.
 
     Raises:
-        ValueError: for images that do not fit the model.
+        ValueError: for images that do not fit the model, or whose bits are not finite.
     """
     denoiser = denoiser_in_float64(pipe)
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
@@ -127,6 +130,10 @@ def bits_per_dim(
             f"bits per dimension are those of uint8 images, (N, C, H, W), N >= 1; these are {tuple(images.shape)} of "
             f"{str(images.dtype).removeprefix('torch.')}."
         )
+    if class_labels is not None and len(class_labels) != len(images):
+        raise ValueError(f"{len(class_labels)} class_labels came with {len(images)} images; give one per image.")
+    if as_int("batch_size", batch_size) < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more.")
 
     def compute(batch: range) -> Tensor:
         x_0 = images[batch.start : batch.stop].cpu().double() / 127.5 - 1
@@ -146,4 +153,10 @@ def bits_per_dim(
     progress = "bits/dim" if show_progress else None
     results = compute_in_shares(compute, len(images), batch_size, accelerator, progress=progress)
     pipe.unet.train(was_training)
+    spoilt = len(results) - int(results.isfinite().flatten(1).all(dim=1).sum())
+    if spoilt:
+        raise ValueError(
+            f"{spoilt} of {len(results)} images need bits that are not a finite number; the weights are not, or "
+            f"{pipe.unet.dtype} is too narrow for this network: look at the checkpoint, or use float32"
+        )
     return BitsPerDim(results.sum(dim=1), results if likelihood.method == "bound" else None)

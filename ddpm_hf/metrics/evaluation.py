@@ -37,6 +37,7 @@ class Results:
         reference_images: How many real ones it was compared with; None where only their statistics were at hand.
         extractor: Name of the feature network; None where none was used.
         extractor_sha256: Hash of its weights.
+        notes: What a reader of the scores must know, such as that there were too few images.
         copying: Set -> whether its images are copies of real ones; empty where there are no held-out images.
     """
 
@@ -46,6 +47,7 @@ class Results:
     extractor: str | None = None
     extractor_sha256: str | None = None
     copying: dict[str, CopyingTest] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
@@ -82,6 +84,7 @@ class Results:
             "extractor": self.extractor,
             "extractor_sha256": self.extractor_sha256,
             "reference_images": self.reference_images,
+            "notes": self.notes,
             "copying": {name: asdict(test) for name, test in self.copying.items()},
         }
 
@@ -105,6 +108,7 @@ class Evaluation:
     ) -> None:
         self.extractor, self.bootstrap, self._real = extractor, bootstrap, real
         self.reference_images = None if isinstance(real, Statistics) else len(real)
+        self._notes: dict[str, None] = {}
         self._metrics = [(row, self._with_reference(row, real)) for row in rows_of(metrics)]
 
     def _with_reference(self, row: Metric, real: Tensor | Statistics) -> ImageMetric:
@@ -139,6 +143,7 @@ class Evaluation:
             metric.reset()
             metric.update(given, real=False, **({"labels": labels} if row.needs_labels else {}))
             found = metric.compute()
+            self._notes |= dict.fromkeys(metric.notes())
             errors = metric.errors(given, self.bootstrap) if self.bootstrap else {}
             scores |= {
                 name: Score(value.item(), errors[name].item() if errors else None) for name, value in found.items()
@@ -169,4 +174,5 @@ class Evaluation:
             self.extractor.name,
             self.extractor.sha256,
             dict(copying or {}),
+            list(self._notes),
         )

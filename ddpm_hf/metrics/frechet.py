@@ -1,6 +1,7 @@
 """The Frechet distance between two sets of features: as a function, and as a metric."""
 
 import logging
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -23,32 +24,56 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
         features_b: (M, D).
 
     Raises:
-        ValueError: if either has fewer than two images, or the numbers of features differ.
+        ValueError: if either has fewer than two images or numbers that are not finite, or the numbers of features
+            differ.
     """
     for features in (features_a, features_b):
-        if features.ndim != 2 or len(features) < 2:
+        if features.ndim != 2 or len(features) < 2 or not features.isfinite().all():
             raise ValueError(
-                f"the Frechet distance was given features of shape {tuple(features.shape)} and needs (N, D) with N of "
-                "at least 2; give it more images."
+                f"the Frechet distance was given features of shape {tuple(features.shape)} and needs (N, D) of finite "
+                "numbers with N of at least 2; look at the images, or give it more."
             )
     if features_a.shape[1] != features_b.shape[1]:
         raise ValueError(
             f"the Frechet distance was given {features_a.shape[1]} and {features_b.shape[1]} features an image; "
             "use the same feature network for both sets."
         )
-    warn_if_few(min(len(features_a), len(features_b)), features_a.shape[1])
+    for note in notes_if_few(min(len(features_a), len(features_b)), features_a.shape[1]):
+        logger.warning("%s", note)
     return frechet_distance_of_gaussians(*mean_and_covariance(features_a), *mean_and_covariance(features_b))
 
 
-def warn_if_few(num_images: int, num_features: int) -> None:
-    """Say that a covariance of no more images than features is singular, and the distance mostly chance."""
-    if num_images <= num_features:
-        logger.warning(
-            "the Frechet distance of %d images in %d features: the covariance is singular, and the value is far above "
-            "that of more images; take at least several times as many images as features.",
-            num_images,
-            num_features,
-        )
+def notes_if_few(num_images: int, num_features: int) -> list[str]:
+    """A sentence on a covariance of no more images than features: it is singular, and the distance mostly chance."""
+    if num_images > num_features:
+        return []
+    return [
+        f"the Frechet distance of {num_images} images in {num_features} features: the covariance is singular, and the "
+        "value is far above that of more images; take at least several times as many images as features"
+    ]
+
+
+def check_gaussian(mean: Tensor, covariance: Tensor, what: str = "the statistics") -> None:
+    """See that a mean (D,) and a covariance (D, D) are those of a Gaussian.
+
+    Raises:
+        ValueError: their shapes do not fit, a number is not finite, or the matrix is not symmetric or has a negative
+            eigenvalue, but for rounding.
+    """
+    if mean.ndim != 1 or len(mean) == 0 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(f"{what} holds mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}")
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise ValueError(f"{what} holds numbers that are not finite")
+    size = covariance.abs().max()
+    if (covariance - covariance.T).abs().max() > ROUNDING * size:
+        raise ValueError(f"sigma of {what} is not symmetric, so it is no covariance")
+    lowest = float(torch.linalg.eigvalsh(covariance.double())[0])
+    if lowest < -ROUNDING * float(size):
+        raise ValueError(f"sigma of {what} has the negative eigenvalue {lowest:.3g}, so it is no covariance")
+
+
+ROUNDING: Final = 1e-3
+"""Of other programs' covariances, some of them in float32, relative to the largest entry."""
 
 
 def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,16 +122,19 @@ class FrechetDistance(ImageMetric):
             side[:] = [_together(torch.cat(side))]
 
     def update_statistics(self, mean: Tensor, covariance: Tensor) -> None:
-        """Take in the mean ``(D,)`` and covariance ``(D, D)`` of all real images, in place of these."""
+        """Take in the mean ``(D,)`` and covariance ``(D, D)`` of all real images, in place of these.
+
+        Raises:
+            ValueError: they are those of no Gaussian.
+        """
+        check_gaussian(mean, covariance)
         self.real_features[:] = [_packed(torch.inf, mean.double(), covariance.double())]
         self._computed = None
 
-    def compute(self) -> dict[str, Tensor]:
+    def notes(self) -> list[str]:
         """See `ImageMetric`."""
-        found = super().compute()
         fewest = min(float(_together(side)[0, 0, 0]) for side in self._sides())
-        warn_if_few(int(fewest), self._sides()[0].shape[-1])
-        return found
+        return notes_if_few(int(fewest), self._sides()[0].shape[-1])
 
     def score(self, real: Tensor, fake: Tensor) -> dict[str, float]:
         """See `ImageMetric`."""

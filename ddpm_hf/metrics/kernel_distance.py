@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from ddpm_hf.metrics.base import ImageMetric
+from ddpm_hf.settings import as_int
 
 SUBSET_SIZE = 1000
 BOOTSTRAP_SUBSETS = 10
@@ -23,11 +24,16 @@ class KernelDistance(ImageMetric):
         feature: See `ImageMetric`.
         subsets: How many random subsets of at most 1,000 images the mean is taken over.
         options: See `ImageMetric`.
+
+    Raises:
+        ValueError: there are no subsets.
     """
 
     def __init__(self, feature: nn.Module | None = None, subsets: int = 100, **options: Any) -> None:
         super().__init__(feature, **options)
-        self.subsets = subsets
+        self.subsets = as_int("subsets", subsets)
+        if subsets < 1:
+            raise ValueError(f"subsets={subsets} must be 1 or more.")
 
     def score(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """See `ImageMetric`."""

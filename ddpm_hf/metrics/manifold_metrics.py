@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ddpm_hf.metrics.base import MeanOverImages
 from ddpm_hf.metrics.neighbours import BLOCK_BYTES, balls_and_points, squared_distance_to_kth_neighbour
+from ddpm_hf.settings import as_int
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,10 @@ def manifolds(real: Tensor, fake: Tensor, k: int, block_bytes: int = BLOCK_BYTES
         block_bytes: Memory of one block of distances; it does not change the result.
 
     Raises:
-        ValueError: if a set has no more than k images, the numbers of features differ, or one is not finite.
+        ValueError: if k is below 1, a set has no more than k images, the numbers of features differ, or one is not
+            finite.
     """
+    check_k(k)
     for name, features in (("real", real), ("fake", fake)):
         if features.ndim != 2 or len(features) <= k:
             raise ValueError(
@@ -78,6 +81,17 @@ def manifolds(real: Tensor, fake: Tensor, k: int, block_bytes: int = BLOCK_BYTES
     return Manifolds(balls_round_fake > 0, balls_round_real > 0, balls_round_fake.double() / k, real_has_fake)
 
 
+def check_k(k: int) -> int:
+    """The number of a neighbour.
+
+    Raises:
+        ValueError: it is no whole number from 1.
+    """
+    if as_int("k", k) < 1:
+        raise ValueError(f"k={k} must be 1 or more: a ball reaches to the k-th nearest other image.")
+    return k
+
+
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall of two sets of features; see `manifolds`."""
     scores = manifolds(real, fake, k).scores
@@ -91,13 +105,16 @@ class _ManifoldMetric(MeanOverImages):
         feature: See `ImageMetric`.
         k: Which neighbour bounds the balls.
         options: See `ImageMetric`.
+
+    Raises:
+        ValueError: k is no whole number from 1.
     """
 
     names: tuple[str, ...]
 
     def __init__(self, feature: nn.Module | None, k: int, **options: Any) -> None:
         super().__init__(feature, **options)
-        self.k = k
+        self.k = check_k(k)
 
     def parts(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """See `MeanOverImages`."""

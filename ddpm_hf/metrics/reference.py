@@ -20,7 +20,7 @@ from torch import Tensor
 from ddpm_hf.files import SEAL, written_whole
 from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.metrics.extractors import Extractor
-from ddpm_hf.metrics.frechet import mean_and_covariance
+from ddpm_hf.metrics.frechet import check_gaussian, mean_and_covariance
 
 logger = logging.getLogger(__name__)
 
@@ -141,10 +141,7 @@ class Statistics:
                 shape = tuple(file["image_shape"].tolist()) if "image_shape" in file else None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} cannot be read as an .npz of arrays: {error}") from error
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise ValueError(f"{path} holds mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}")
-        if not (mean.isfinite().all() and covariance.isfinite().all()):
-            raise ValueError(f"{path} holds numbers that are not finite")
+        check_gaussian(mean, covariance, str(path))
         return cls(mean, covariance, extractor, shape)
 
     def save(self, path: Path) -> None:

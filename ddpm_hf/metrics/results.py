@@ -19,7 +19,8 @@ def markdown_table(results: Results) -> str:
     for name, found in results.sets.items():
         scores = (str(found[column]) if column in found else "-" for column in results.names)
         lines.append(f"| {name} | {results.num_images[name]} | {' | '.join(scores)} |")
-    return "\n".join(lines) + "\n"
+    notes = [f"\nNote: {note}." for note in results.notes]
+    return "\n".join([*lines, *notes]) + "\n"
 
 
 def plain_table(results: Results) -> str:
@@ -30,7 +31,7 @@ def plain_table(results: Results) -> str:
     for name, entry in scores.items():
         cells = (f"{entry[column]:>12.4f}" if column in entry else f"{'-':>12}" for column in columns)
         lines.append("".join([f"{name:<12}", *cells]))
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"Note: {note}." for note in results.notes)])
 
 
 def nearest_picture(fake: Tensor, fake_features: Tensor, real: Tensor, real_features: Tensor) -> Image:

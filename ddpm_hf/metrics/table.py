@@ -86,6 +86,7 @@ _ROWS = (
         "ddpm_hf.metrics.inception_score:InceptionScore",
         "Inception score, the mean over ten parts (Salimans et al. 2016)",
         (ScoreKind("is", "Inception score", higher_is_better=True),),
+        fewest_images=20,
         needs_class_scores=True,
     ),
     Metric(

@@ -172,7 +172,7 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
 
     def _warn_of_bad_grid(self, is_leading: bool) -> None:
         first, steps, total = self._ascending[-1], len(self._ascending), len(self)
-        if is_leading and first < total - 2 * (total // steps):
+        if is_leading and (first < total - 2 * (total // steps) or first < total // 2):
             logger.warning(
                 "%d leading steps start at timestep %d of %d, where images are not yet pure noise; use "
                 "timestep_spacing='trailing' or 'linspace', or a divisor of %d.",

@@ -1,5 +1,6 @@
 """ddpm-hf-evaluate: from folders, files and data sets of images to scores that can be made again."""
 
+import errno
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from ddpm_hf.images import save_png, to_pil
 from ddpm_hf.metrics import DigitsFeatures, frechet_distance, manifolds
 from ddpm_hf.metrics.bits_per_dim import bits_per_dim
 from ddpm_hf.metrics.results import nearest_picture
-from tests.runs import Started
+from tests.runs import Fault, Started
 
 REAL = load_cached_images(DataConfig(split="train[:300]")).images
 """The reference of most tests."""
@@ -47,9 +48,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("samples") / "png", fakes())
 
 
-def start(output: Path, *arguments: object, processes: int = 1) -> Started:
+def start(output: Path, *arguments: object, processes: int = 1, fault: Fault | None = None) -> Started:
     usual = ["--reference", "digits", "--reference_split", "train[:300]", "--extractor", "digits", "--threads", 1]
-    return Started([*usual, *arguments], output, processes, main=evaluate.main)
+    return Started([*usual, *arguments], output, processes, fault, main=evaluate.main)
 
 
 def results(output: Path, *arguments: object, processes: int = 1) -> dict[str, Any]:
@@ -122,7 +123,9 @@ def test_several_sets_stand_side_by_side_with_their_errors(samples: Path, tmp_pa
     found = results(tmp_path / "scores", "--compare", samples, worse, "--bootstrap", 30)
     value, error = found["scores"]["fid"], found["errors"]["fid"]
     assert value[str(samples)] + error[str(samples)] < value[str(worse)] - error[str(worse)]
-    assert len((tmp_path / "scores" / "table.md").read_text().splitlines()) == 4
+    lines = (tmp_path / "scores" / "table.md").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("|")]) == 4
+    assert all("covariance is singular" in note for note in lines if note.startswith("Note: "))
     for number in (1, 2):
         assert (tmp_path / "scores" / f"nearest-{number}.png").exists()
 
@@ -339,3 +342,58 @@ def test_wrong_settings_are_one_sentence(samples: Path, tmp_path: Path, argument
 def test_an_output_that_cannot_be_written_is_one_sentence(samples: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "Permission denied" in refusal(tmp_path / "locked" / "scores", "--samples", samples)
+
+
+def a_full_disk_for_pictures() -> None:
+    from ddpm_hf.cli import scoring
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    scoring.save_png = full
+
+
+def a_full_disk() -> None:
+    from ddpm_hf.cli import scoring
+
+    a_full_disk_for_pictures()
+    scoring.write_json = scoring.write_text = scoring.save_png
+
+
+def test_what_cannot_be_written_beside_the_scores_is_named(samples: Path, tmp_path: Path) -> None:
+    output, statistics = tmp_path / "scores", tmp_path / "new" / "folder" / "statistics.npz"
+    run = start(
+        output,
+        "--samples",
+        samples,
+        "--save_statistics",
+        statistics,
+        "--metrics",
+        "fid",
+        fault=a_full_disk_for_pictures,
+    )
+    assert run.wait() == [1], run.said()
+    assert f"{output / 'nearest.png'} could not be written (No space left on device)" in run.said()
+    found = json.loads((output / "metrics.json").read_text())["scores"]["fid"][str(samples)]
+    assert f"| {found:.4g} ±" in run.said()
+    assert statistics.exists()
+
+
+def test_scores_that_cannot_be_written_are_printed(samples: Path, tmp_path: Path) -> None:
+    run = start(tmp_path / "scores", "--samples", samples, "--metrics", "fid", "--bootstrap", 0, fault=a_full_disk)
+    assert run.wait() == [1], run.said()
+    assert f"| {samples} | 60 | " in run.said()
+    for name in ("metrics.json", "table.md", "nearest.png"):
+        assert f"{tmp_path / 'scores' / name} could not be written (No space left on device)" in run.said()
+
+
+def test_a_place_for_statistics_that_cannot_be_is_refused_first(samples: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.npz").mkdir()
+    for place, said in (
+        ("file/statistics.npz", "as {}/file is no folder"),
+        ("folder.npz", "is a folder and must be a"),
+    ):
+        asked = ["--samples", samples, "--save_statistics", tmp_path / place]
+        assert said.format(tmp_path) in refusal(tmp_path / "scores", *asked)
+    assert not (tmp_path / "scores").exists()
