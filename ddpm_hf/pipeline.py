@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ddpm_hf.hub.cards import Subject, model_card
+from ddpm_hf.hub.downloads import fetched
 from ddpm_hf.hub.public_files import public_files
 from ddpm_hf.hub.repository import Repository, told_in_one_sentence
 from ddpm_hf.images import to_pil, to_uint8, to_unit_range
@@ -245,9 +246,17 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             FileNotFoundError: if a local folder is missing, or is no pipeline's.
             OSError: if it cannot be downloaded from the Hub, in one sentence.
         """
-        check_local_folder(Path(pretrained_model_name_or_path))
-        with told_in_one_sentence(str(pretrained_model_name_or_path)):
-            return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+        name = str(pretrained_model_name_or_path)
+        check_local_folder(Path(name))
+        with told_in_one_sentence(name):
+            return super().from_pretrained(name, **kwargs)
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """As diffusers', but a file that is not what the Hub says, also in the cache, is fetched anew."""
+        fetch = super().download
+        with told_in_one_sentence(pretrained_model_name):
+            return str(fetched(lambda: Path(fetch(pretrained_model_name, **kwargs)), pretrained_model_name))
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

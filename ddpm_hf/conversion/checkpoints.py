@@ -119,7 +119,7 @@ def read_folder(path: Path) -> Checkpoint:
         OSError: it cannot be read.
     """
     is_pipeline = (path / "model_index.json").is_file()
-    folder = path / "unet" if is_pipeline else path
+    folder = path / "unet" if is_pipeline and (path / "unet").is_dir() else path  # or with all files side by side
     pickled = folder / "diffusion_pytorch_model.bin"
     index = _read_json(folder / "config.json")
     if index.get("_class_name") != "UNet2DModel":

@@ -4,9 +4,11 @@ A commit is one request, so a repository never holds half a push. Its answer may
 attempt first asks what is there: files that are the same are not sent again, and a commit of nothing is none.
 """
 
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -37,8 +39,10 @@ AT_THE_START = 4
 """How many of these waits are made before training begins, when a user may be watching."""
 SILENCE = 120
 """Seconds without a byte after which a connection counts as lost."""
-PASSING = (408, 412, 429, 500, 502, 503, 504)
-"""What the Hub answers when another attempt may work; 412 is a commit of somebody else in between."""
+SLOW = 5
+"""Seconds without an answer after which a user who may be watching is told."""
+PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
+"""What the Hub answers when another attempt may work; 409 is another commit under way, 412 one in between."""
 
 Write = Callable[[str | None], str]
 """The README that is there, or None -> the one to write."""
@@ -92,7 +96,7 @@ class Repository:
                 "'hf auth login'"
             )
         files = _try_often(self._found_or_made, self.id, AT_THE_START)
-        api = _api(self.token)
+        api = api_of(self.token)
         _try_often(lambda: api.auth_check(self.id, repo_type=self.kind, write=True), self.id, AT_THE_START)
         # The file that tells ours, and what may be there without it.
         ours = "model_index.json" if self.kind == "model" else "manifest.json"
@@ -109,7 +113,7 @@ class Repository:
 
     def _found_or_made(self) -> list[str]:
         """The files there."""
-        api = _api(self.token)
+        api = api_of(self.token)
         try:
             return list(api.list_repo_files(self.id, repo_type=self.kind))
         except RepositoryNotFoundError:
@@ -137,7 +141,7 @@ class Repository:
         return _try_often(lambda: self._commit(files, message, card, branch, mirror), self.id)
 
     def _commit(self, files: Files, message: str, card: Write | None, branch: str, mirror: bool) -> str:
-        api = _api(self.token)
+        api = api_of(self.token)
 
         def ask(method: Callable[..., Result], *arguments: str, **options: Any) -> Result:
             # Each question is asked until it is answered: if a third of all fail, a row of them seldom gets through.
@@ -207,10 +211,22 @@ def explain(error: BaseException, repository: str) -> str:
     return f"{repository}: {' '.join(str(error).split())}"
 
 
-def _try_often(attempt: Callable[[], Result], repository: str, times: int | None = None) -> Result:
+def retried(attempt: Callable[[], Result], repository: str, times: int | None = None) -> Result:
+    """Ask the Hub until it answers: the one policy of retries, for what is sent and what is fetched.
+
+    Args:
+        attempt: What is asked.
+        repository: For messages; one on stderr tells of each wait.
+        times: How many of `WAITS` are made, while somebody may be watching, who is told of a slow answer too; None for
+            all.
+
+    Raises:
+        Exception: that of the last attempt, or of one that no other would mend.
+    """
     for wait in (*WAITS[:times], None):
         try:
-            return attempt()
+            with _told_if_slow(repository) if times is not None else nullcontext():
+                return attempt()
         except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
             cause = _cause(error)
             passing = isinstance(cause, httpx2.TransportError) or (
@@ -219,9 +235,35 @@ def _try_often(attempt: Callable[[], Result], repository: str, times: int | None
                 else isinstance(error, RuntimeError)  # Xet's client has no other name for a lost connection
             )
             if wait is None or not passing:
-                raise PushError(explain(error, repository)) from error
+                raise
+            said = explain(error, repository).removesuffix("; try again later")
+        print(f"Note: {said}; another attempt in {wait} s.", file=sys.stderr)
         time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
+
+
+@contextmanager
+def _told_if_slow(repository: str) -> Iterator[None]:
+    said = f"Note: waiting for the Hub at {constants.ENDPOINT} to answer for {repository}."
+    timer = threading.Timer(SLOW, print, [said], {"file": sys.stderr})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _try_often(attempt: Callable[[], Result], repository: str, times: int | None = None) -> Result:
+    """`retried` for a push.
+
+    Raises:
+        PushError: it did not work.
+    """
+    try:
+        return retried(attempt, repository, times)
+    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
+        raise PushError(explain(error, repository)) from error
 
 
 def _cause(error: BaseException) -> BaseException | None:
@@ -239,11 +281,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _client() -> httpx2.Client:
     """huggingface_hub's session, with a timeout: without one it would wait forever for a silent Hub."""
     client = default_client_factory()
-    client.timeout = httpx2.Timeout(SILENCE)
+    client.timeout = httpx2.Timeout(SILENCE, connect=SILENCE / 6)
     return client
 
 
-def _api(token: str | None) -> HfApi:
+def api_of(token: str | None) -> HfApi:
+    """The Hub's client, which waits for no answer for ever."""
     disable_progress_bars()
     if get_session().timeout.read is None:  # once: a change closes connections that a streamed data set may have
         set_client_factory(_client)

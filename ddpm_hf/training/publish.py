@@ -12,24 +12,27 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
 import yaml
-from huggingface_hub import model_info, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from ddpm_hf.files import sha256_of
 from ddpm_hf.hub.cards import Subject, model_card, read_json
+from ddpm_hf.hub.downloads import fetched
 from ddpm_hf.hub.public_files import Files, public, public_files
 from ddpm_hf.hub.push import Push, command_to_finish
-from ddpm_hf.hub.repository import PushError, Repository, explain
+from ddpm_hf.hub.repository import AT_THE_START, PushError, Repository, api_of, explain, retried
 from ddpm_hf.training.checkpoint_files import STATE, newest_complete, resealed, step_of
 
 CHECKPOINTS = "checkpoints"
 """The branch that checkpoints are pushed to."""
 PIPELINE = ("model_index.json", "unet/*", "scheduler/*")
+FLAT_PIPELINE = ("model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model*")
+"""With all files side by side, as in google/ddpm-cifar10-32."""
 OF_THE_RUN = ("config.yaml", "environment.json", "metrics.jsonl")
 BESIDE_A_FINISHED_PIPELINE = ("metrics.json", "manifest.json", "samples/grid.png")
 
@@ -46,14 +49,16 @@ def model_push(run: Path, repository: str, license: str, checkpoint: Path | None
         checkpoint: Whose pipeline it is in place of that of the run's end.
 
     Raises:
-        ValueError: the folder holds no pipeline and no complete checkpoint.
+        ValueError: the folder holds no pipeline and no complete checkpoint, or one without weights that are published.
     """
     if checkpoint is None and not (run / "model_index.json").exists():
         checkpoint = newest_complete(run / "checkpoints")
         if checkpoint is None:
             raise ValueError(f"{run} holds neither model_index.json nor a complete checkpoint, so there is no model")
     source = checkpoint or run
-    files = public_files(source, *PIPELINE) | public_files(run, *OF_THE_RUN)
+    network = source / "unet" if (source / "unet").is_dir() else source
+    _check_weights(network)
+    files = public_files(source, *(PIPELINE if network != source else FLAT_PIPELINE)) | public_files(run, *OF_THE_RUN)
     results = {}
     if checkpoint is None:
         files |= public_files(run, *BESIDE_A_FINISHED_PIPELINE)
@@ -67,7 +72,7 @@ def model_push(run: Path, repository: str, license: str, checkpoint: Path | None
     subject = Subject(
         repository,
         license,
-        unet=read_json(source / "unet" / "config.json"),
+        unet=read_json(network / "config.json"),
         config=public(config),
         results=public(results),
         environment=public(read_json(run / "environment.json")),
@@ -76,6 +81,24 @@ def model_push(run: Path, repository: str, license: str, checkpoint: Path | None
     )
     after = "" if subject.step is None else f" after {subject.step} steps"
     return Push(f"Model{after}", files, lambda present: model_card(subject, present))
+
+
+def _check_weights(network: Path) -> None:
+    """See that there is a network to push.
+
+    Raises:
+        ValueError: its config or its weights are missing.
+    """
+    if not (network / "config.json").is_file():
+        raise ValueError(f"{network} has no config.json, so there is no network to push")
+    if not any(network.glob("diffusion_pytorch_model*.safetensors")):
+        pickled = next(network.glob("*.bin"), None)
+        if pickled is not None:
+            raise ValueError(
+                f"{pickled} is pickled, which can hold code and is not published; make safetensors of it by "
+                "ddpm-hf-convert"
+            )
+        raise ValueError(f"{network} has no weights (diffusion_pytorch_model.safetensors) to push")
 
 
 def _settings_of(run: Path) -> dict[str, Any]:
@@ -118,28 +141,25 @@ def download_checkpoint(resume: str) -> Path:
         ValueError: there is none, in one sentence.
     """
     name, _, revision = resume.removeprefix("hub:").partition("@")
-    repository = Repository(name)
+    Repository(name)  # refuses what is no id
     if not sys.stderr.isatty():
         disable_progress_bars()
     checkpoint = None
     try:
-        info = model_info(repository.id, revision=revision or CHECKPOINTS)
+        api = api_of(None)
+        info = retried(lambda: api.model_info(name, revision=revision or CHECKPOINTS), name, AT_THE_START)
         folders = {sibling.rfilename.partition("/")[0] for sibling in info.siblings or []}
         steps = [Path(name) for name in folders if re.fullmatch(r"step-\d+", name)]
         if steps:
             files = [f"{max(steps, key=step_of)}/**", "metrics.jsonl"]
-            checkpoint = newest_complete(Path(snapshot_download(name, revision=info.sha, allow_patterns=files)))
+            fetch = partial(snapshot_download, name, revision=info.sha, allow_patterns=files)
+            checkpoint = newest_complete(fetched(lambda: Path(fetch()), name))
     except (OSError, ValueError, httpx2.HTTPError) as error:
         raise ValueError(f"--resume {resume}: {explain(error, name)}") from error
     if checkpoint is None:
         raise ValueError(
             f"--resume {resume}: no complete checkpoint is there; a run with --hub_strategy checkpoints puts one there"
         )
-    for path in checkpoint.rglob("*.safetensors"):
-        # The cache names a large file by its SHA-256, and a download only looks at its size.
-        blob = path.resolve()
-        if len(blob.name) == 64 and sha256_of(path) != blob.name:
-            raise ValueError(f"--resume {resume}: {blob} was not downloaded whole; remove it and start again")
     return checkpoint
 
 

@@ -1,6 +1,7 @@
 """Models from a Hub: by this package, by plain diffusers, and what is said of those that cannot be had."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
-from ddpm_hf.cli import sample
+from ddpm_hf.cli import push, sample
+from ddpm_hf.training.publish import model_push
 from tests.cli.test_sample import make_model
 from tests.hub_clients import Clients, environment
-from tests.hub_server import Hub
+from tests.hub_server import Hub, failing
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 
@@ -240,3 +242,89 @@ def test_custom_pipelines_load_from_a_model_repository(clients: Clients, hub: Hu
         hub.model(name).put(code)
     kinds = ("ClassGuidance", "DDIMInterpolation", "RePaint", "Variations")
     assert clients.result(draw_with_each, "me/plain") == [f"{kind}Pipeline 2 (8, 8)" for kind in kinds] * 2
+
+
+def pull_what_is_damaged(name: str, file: str, place: int) -> list[str]:
+    """Load; damage a file in the cache; load again online; damage it again; load offline."""
+    said = [weights_of(name)]
+    path = Path(huggingface_hub.hf_hub_download(name, file))
+    for offline in (False, True):
+        blob = path.resolve()
+        content = bytearray(blob.read_bytes())
+        content[place] ^= 1
+        blob.write_bytes(content)
+        huggingface_hub.constants.HF_HUB_OFFLINE = offline
+        said.append(weights_of(name))
+        said.append(str(path.exists() and path.read_bytes() == bytes(content)))
+    huggingface_hub.constants.HF_HUB_OFFLINE = False
+    return [*said, weights_of(name)]
+
+
+def weights_of(name: str) -> str:
+    try:
+        return f"{next(DDPMCustomPipeline.from_pretrained(name).unet.parameters()).double().sum().item()}"
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("file", "place"), [("unet/diffusion_pytorch_model.safetensors", -1), ("scheduler/scheduler_config.json", 30)]
+)
+def test_a_damaged_file_in_the_cache_is_fetched_anew(
+    clients: Clients, hub: Hub, tmp_path: Path, file: str, place: int
+) -> None:
+    name = f"me/damaged{place % 7}"
+    put(hub, name, make_model(tmp_path / "model"))
+    said = clients.result(pull_what_is_damaged, name, file, place)
+    first, again, is_damaged, offline, _, later = said
+    assert first == again == later
+    assert is_damaged == "False"
+    assert offline != first
+    assert "\n" not in offline
+
+
+def test_a_third_of_all_requests_may_fail(clients: Clients, hub: Hub, tmp_path: Path) -> None:
+    put(hub, "me/shaky", make_model(tmp_path / "model"))
+    hub.faults = [failing(0.3, seed=2)]
+    assert clients.result(pull, "me/shaky", {}) == "it was loaded"
+
+
+def push_flat(folder: str, name: str) -> list[str]:
+    sys.argv = ["ddpm-hf-push", folder, name]
+    push.main()
+    return [weights_of(name), weights_of(folder)]
+
+
+def flat(model: Path, folder: Path) -> Path:
+    """As google/ddpm-cifar10-32: all files side by side."""
+    folder.mkdir()
+    for path in [*model.glob("*.json"), *model.glob("*/*")]:
+        shutil.copy(path, folder / path.name)
+    return folder
+
+
+def test_a_flat_folder_is_pushed_whole(clients: Clients, hub: Hub, tmp_path: Path) -> None:
+    folder = flat(make_model(tmp_path / "model"), tmp_path / "flat")
+    pushed, here = clients.result(push_flat, str(folder), "me/flat", HF_TOKEN="hf_me")
+    assert pushed == here
+    files = {"model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"}
+    assert hub.model("me/flat").files().keys() == {".gitattributes", "README.md", *files}
+
+
+@pytest.mark.parametrize(
+    ("lost", "added", "sentence"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", None, "has no weights"),
+        ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin", "ddpm-hf-convert"),
+        ("unet/config.json", None, "no config.json"),
+    ],
+)
+def test_a_folder_without_a_whole_model_is_not_pushed(
+    tmp_path: Path, lost: str, added: str | None, sentence: str
+) -> None:
+    model = Path(make_model(tmp_path / "model"))
+    (model / lost).unlink()
+    if added:
+        (model / added).write_bytes(b"pickle")
+    with pytest.raises(ValueError, match=sentence):
+        model_push(model, "me/model", "mit")
