@@ -21,6 +21,8 @@ from ddpm_hf.settings import check, check_seed
 PICTURES: Final = {"denoising": range(1, 17), "interpolation": range(2, 17), "grid": range(1, 1025)}
 """Each picture of ``--show`` with the numbers of images that it may have."""
 
+MOST_IMAGES: Final = 1_000_000_000
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -78,8 +80,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size", "num_inference_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
+            value = getattr(self, name)
+            check(1 <= value <= MOST_IMAGES, name, value, f"at least 1, and at most {MOST_IMAGES:,}")
         check_seed("seed", self.seed, self.num_images)
         check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
         check(0 <= self.eta <= 1, "eta", self.eta, "from 0 to 1")

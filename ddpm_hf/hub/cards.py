@@ -218,12 +218,13 @@ def _use(subject: Subject) -> str:
         count, first = _num_images(subject.results), subject.results["first_image_seed"]
         labels, data = subject.results.get("class_labels"), subject.config["data"]
         of_classes = f" --class_labels {labels} --guidance_scale {evaluation['guidance_scale']:g}" if labels else ""
+        spacing = evaluation["timestep_spacing"] or subject.config["diffusion"]["timestep_spacing"]
         again = (
             "\nThe images that were scored, and the training run with its scores again:\n\n```bash\n"
             f"ddpm-hf-sample --model {subject.repository} --output samples --num_images {count} --seed {first} "
             f"--scheduler {evaluation.get('sampler', 'ddim')} "
             f"--num_inference_steps {evaluation['num_inference_steps']} "
-            f"--timestep_spacing {evaluation['timestep_spacing']} --eta {evaluation['eta']:g}{of_classes}\n"
+            f"--timestep_spacing {spacing} --eta {evaluation['eta']:g}{of_classes}\n"
         )
         metrics = [name for name in evaluation["metrics"] if name in IN_COMMAND]
         if subject.results.get("scores") and metrics:
