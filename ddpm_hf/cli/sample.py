@@ -88,6 +88,8 @@ class SampleConfig:
         check(isfinite(self.guidance_scale), "guidance_scale", self.guidance_scale, "a finite number")
         is_known = self.timestep_spacing is None or self.timestep_spacing in TIMESTEP_SPACINGS
         check(is_known, "timestep_spacing", self.timestep_spacing, f"one of {', '.join(TIMESTEP_SPACINGS)}")
+        if self.class_labels is not None:
+            classes_of(self.class_labels)
         if self.scheduler is not None:
             check_sampler(self.scheduler, self.timestep_spacing, self.eta, self.num_inference_steps)
         if self.show is not None:
@@ -105,6 +107,29 @@ class SampleConfig:
                 f"num_images is {self.num_images} and must be from {sizes[0]} to {sizes[-1]} with show {kind}; "
                 "give --num_images"
             )
+
+
+def classes_of(text: str) -> list[range]:
+    """Classes as they are typed, such as 3, or 1,4,7, or 0-9: a range for each part.
+
+    Raises:
+        ValueError: it has another form, or names more classes than any model has.
+    """
+    spans = [part.strip().partition("-") for part in text.split(",")]
+    if not all(first.isdecimal() and (last.isdecimal() or not dash) for first, dash, last in spans):
+        raise ValueError(f"class_labels is {text!r} and takes a form like 3, 1,4,7 or 0-9")
+    ends = [(_class_of(first), _class_of(last or first)) for first, _, last in spans]
+    for first, last in ends:
+        if not first <= last <= LAST_CLASS:
+            raise ValueError(f"class_labels is {text[:80]!r}, and a range goes up, to {LAST_CLASS:,} at most")
+    return [range(first, last + 1) for first, last in ends]
+
+
+def _class_of(digits: str) -> int:
+    return int(digits) if len(digits) < 20 else LAST_CLASS + 1
+
+
+LAST_CLASS: Final = 10_000_000
 
 
 def main() -> None:
