@@ -250,7 +250,9 @@ class _Transformer(Extractor):
         except ImportError as error:
             raise ValueError(f"the extractor {name} needs a package; run 'pip install ddpm-hf[dino]'") from error
         try:
-            network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            network = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{folder} does not hold a network of the transformers library: {reason}") from error
