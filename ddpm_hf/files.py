@@ -1,7 +1,8 @@
 """Files and folders that are there whole or not at all, and what tells a damaged one: hashes.
 
 What is not complete yet, or being removed, has a name of the form ``.NAME.partial`` or ``.NAME.removed`` beside the one
-that it will get or had. A process that is killed leaves it there; `remove_temporaries` clears it away.
+that it will get or had; what waits to be pushed is in ``.push-NAME``. A process that is killed leaves these there;
+`remove_temporaries` clears them away.
 """
 
 import errno
@@ -16,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-PARTIAL, REMOVED = ".partial", ".removed"
+PARTIAL, REMOVED, STAGED = ".partial", ".removed", ".push-"
 
 SEAL = "xxh3_128"
 """The key of a JSON object under which the hash of all its other entries stands."""
@@ -25,6 +26,13 @@ HASHES = "hashes.json"
 
 # What systems say that cannot sync folders (Windows does not even open one). There the rename alone has to do.
 _NO_SYNC_OF_FOLDERS = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOTSUP, errno.EPERM}
+
+
+class WriteError(OSError):
+    """A file or folder cannot be written. As a sentence it names it, which the system's own errors often do not."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}"
 
 
 @contextmanager
@@ -38,20 +46,25 @@ def written_whole(path: Path, shared: bool = False) -> Iterator[Path]:
         path: The file or folder to write.
         shared: Several processes may write ``path`` at a time, as in a cache. Each then writes a file of its own, and
             the last one to finish stays.
+
+    Raises:
+        WriteError: the disk is full, say, or there is no permission.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path, shared)
-    _delete(temporary)  # left by a process that was killed
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _delete(temporary)  # left by a process that was killed
         yield temporary
-    except BaseException:
+        if temporary.is_dir():
+            replace_folder(temporary, path)
+        else:
+            temporary.replace(path)
+    except BaseException as error:
         with suppress(OSError):  # the first error is the one to report
             _delete(temporary)
+        if isinstance(error, OSError) and error.errno is not None and _is_of(error, temporary):
+            raise WriteError(error.errno, error.strerror, str(path)) from error
         raise
-    if temporary.is_dir():
-        replace_folder(temporary, path)
-    else:
-        temporary.replace(path)
 
 
 def temporary_name(path: Path, shared: bool = False) -> Path:
@@ -73,9 +86,10 @@ def remove(folder: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether ``path``, or a folder in it, is one that is not complete or being removed."""
+    """Whether ``path``, or a folder in it, is one that is not complete, being removed, or waiting to be pushed."""
     return any(
-        part.startswith(".") and part.endswith((PARTIAL, REMOVED)) and part not in (PARTIAL, REMOVED)
+        (part.startswith(".") and part.endswith((PARTIAL, REMOVED)) and part not in (PARTIAL, REMOVED))
+        or (part.startswith(STAGED) and part != STAGED)
         for part in path.parts
     )
 
@@ -140,8 +154,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object whole."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def sha256_of(path: Path) -> str:
@@ -201,6 +214,14 @@ def check_hashes(folder: Path) -> None:
 def _hash_of_entries(content: Mapping[str, Any]) -> str:
     entries = {key: value for key, value in content.items() if key != SEAL}
     return xxhash.xxh3_128_hexdigest(json.dumps(entries, sort_keys=True).encode())
+
+
+def _is_of(error: OSError, temporary: Path) -> bool:
+    """Whether an error came of writing at the temporary name, rather than of reading what goes there."""
+    if not isinstance(error.filename, str):  # of a write, to a file that was open
+        return True
+    named = Path(error.filename)
+    return temporary == named or temporary in named.parents or named in temporary.parents
 
 
 def _set_aside(folder: Path) -> Path:

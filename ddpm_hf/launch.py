@@ -15,13 +15,15 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor
 from tqdm.auto import tqdm
+
+T = TypeVar("T")
 
 STOPPED = 75
 """Exit status of a run that a signal stopped after its checkpoint was saved: EX_TEMPFAIL, start it again to go on."""
@@ -110,6 +112,31 @@ def batches_of(items: range, batch_size: int) -> list[range]:
 def own_share(batches: Sequence[range], accelerator: Accelerator | None) -> Sequence[range]:
     """The batches of this process: the processes take them in turn. All of them where there is no accelerator."""
     return batches if accelerator is None else batches[accelerator.process_index :: accelerator.num_processes]
+
+
+def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What the main process finds, on all processes, which must all ask: each might find disk or network otherwise.
+
+    Args:
+        accelerator: The processes.
+        decide: Called on the main process alone. Nothing in it may wait for the others.
+
+    Raises:
+        Exception: on all of them, what ``decide`` raised.
+    """
+    if accelerator.num_processes == 1:
+        return decide()
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = decide()
+        except Exception as error:  # whatever it is, the others wait to hear of it
+            found[1] = error
+    found = broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    decided: T = found[0]
+    return decided
 
 
 def compute_in_shares(

@@ -1,14 +1,17 @@
 """Files and folders that are there whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 
 from ddpm_hf import files
 from ddpm_hf.files import (
+    WriteError,
     is_temporary,
     remove,
     remove_temporaries,
@@ -70,6 +73,55 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
     assert names(tmp_path / "best") == []
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_cannot_be_written_is_named_and_leaves_no_temporary(tmp_path: Path, kind: str) -> None:
+    """The system's error of a full disk names no file."""
+
+    def write_to_a_full_disk() -> None:
+        with written_whole(tmp_path / "a") as temporary:
+            if kind == "folder":
+                temporary.mkdir()
+            with (temporary if kind == "file" else temporary / "b").open("w"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(WriteError) as raised:
+        write_to_a_full_disk()
+    assert str(raised.value) == f"{tmp_path / 'a'} cannot be written: No space left on device"
+    assert raised.value.errno == errno.ENOSPC
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # as it goes to other processes
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(WriteError, match=r"a/b/c\.json cannot be written: "):
+        write_json(tmp_path / "a" / "b" / "c.json", {})
+
+
+def test_what_cannot_be_read_keeps_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="source"), written_whole(tmp_path / "a") as temporary:
+        temporary.write_bytes((tmp_path / "source").read_bytes())
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("stop_after", range(6))
+def test_a_removal_that_was_killed_is_finished_by_the_next_one(tmp_path: Path, stop_after: int) -> None:
+    """At any file: of `.best.removed` some are gone."""
+
+    def fill(folder: Path) -> None:
+        for name in ("a", "b/c", "b/d", "e/f"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+
+    fill(tmp_path / ".best.removed")
+    for path in sorted((tmp_path / ".best.removed").rglob("*"), reverse=True)[:stop_after]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    for _ in range(2):  # the second time there is a folder to set aside
+        with written_whole(tmp_path / "best") as temporary:
+            fill(temporary)
+    assert names(tmp_path) == ["best"]
+
+
 def test_a_folder_is_removed_under_a_temporary_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "step-1").mkdir()
     left: list[list[str]] = []
@@ -80,7 +132,7 @@ def test_a_folder_is_removed_under_a_temporary_name(tmp_path: Path, monkeypatch:
 
 
 def test_a_start_clears_away_what_is_temporary_and_nothing_else(tmp_path: Path) -> None:
-    for name in (".a.txt.7.partial", ".best.partial", ".step-1.removed", ".cache", "a.partial", "b"):
+    for name in (".a.7.partial", ".best.partial", ".step-1.removed", ".push-x", ".cache", "a.partial", "b"):
         (tmp_path / name).mkdir()
     (tmp_path / ".c.json.partial").touch()
     remove_temporaries(tmp_path, tmp_path / "absent")
@@ -89,7 +141,9 @@ def test_a_start_clears_away_what_is_temporary_and_nothing_else(tmp_path: Path) 
 
 def test_only_names_of_ours_are_temporary() -> None:
     assert is_temporary(Path(".data.partial", "train-00000.parquet"))
-    assert not any(is_temporary(Path(name)) for name in ("a.partial", ".partial", ".cache/a.png", "my.removed/a.png"))
+    assert not any(
+        is_temporary(Path(name)) for name in ("a.partial", ".partial", ".push-", ".cache/a.png", "my.removed/a.png")
+    )
 
 
 def test_json_and_hash(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet
 import torch
 from PIL import Image
@@ -42,16 +41,9 @@ class PNGFolder:
         """Remove what a killed process left half written. No process may be writing."""
         remove_temporaries(self.folder, *self.folder.glob("*/"))
 
-    def missing(self, seeds: range) -> npt.NDArray[np.bool_]:
-        """Of each seed, bool ``(N,)``, whether its image is not there whole."""
-        found = np.ones(len(seeds), dtype=bool)
-        start = 0
-        while start < len(seeds):  # a sub-folder at a time, as most may not be there
-            stop = min(len(seeds), start + IMAGES_PER_FOLDER - seeds[start] % IMAGES_PER_FOLDER)
-            if self.path(seeds[start]).parent.is_dir():
-                found[start:stop] = [not _is_whole(self.path(seed)) for seed in seeds[start:stop]]
-            start = stop
-        return found
+    def missing(self, seeds: Iterable[int]) -> list[int]:
+        """Those of the seeds whose image is not there whole."""
+        return [seed for seed in seeds if not _is_whole(self.path(seed))]
 
     def write(self, seeds: Iterable[int], images: Tensor) -> None:
         """Save images, uint8 ``(B, C, H, W)``, of these seeds."""
@@ -76,7 +68,7 @@ class OneFile(PNGFolder):
         super().__init__(folder / "parts")
         self._result = folder / ("samples.npz" if kind == "npz" else "data")
 
-    def missing(self, seeds: range) -> npt.NDArray[np.bool_]:
+    def missing(self, seeds: Iterable[int]) -> list[int]:
         """None once the result is there.
 
         Raises:
@@ -85,7 +77,7 @@ class OneFile(PNGFolder):
         if not self._result.exists():
             return super().missing(seeds)
         check_hashes(self._result.parent)
-        return np.zeros(len(seeds), dtype=bool)
+        return []
 
     def finish(self, seeds: range, labels: Tensor | None) -> None:
         """Put the parts together, and remove them."""
@@ -101,10 +93,7 @@ class OneFile(PNGFolder):
                 sub_folder.rmdir()
 
     def _write_npz(self, path: Path, seeds: range, labels: Tensor | None) -> None:
-        first = np.asarray(Image.open(self.path(seeds[0])))
-        images = np.empty((len(seeds), *first.shape), np.uint8)
-        for i, seed in enumerate(seeds):
-            images[i] = np.asarray(Image.open(self.path(seed)))
+        images = np.stack([np.asarray(Image.open(self.path(seed))) for seed in seeds])
         arrays = {"arr_0": images if images.ndim == 4 else images[..., None]}
         if labels is not None:
             arrays["arr_1"] = labels.numpy()

@@ -10,7 +10,7 @@ checkpoints/step-500/
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
 from ddpm_hf.files import remove, remove_temporaries, sealed, sync, sync_tree, written_whole
+from ddpm_hf.launch import decided_by_main
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.training.checkpoint_files import (
@@ -126,15 +126,15 @@ class Checkpoints:
         if resume == "never":
             return None, []
         if resume == "auto":
-            return self._agreed(self._newest_or_none)
-        return self._agreed(lambda: self._named(Path(resume), resume))
+            return decided_by_main(self._accelerator, self._newest_or_none)
+        return decided_by_main(self._accelerator, lambda: self._named(Path(resume), resume))
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest intact checkpoint here, if any, and a sentence for each newer one that is damaged.
 
         All processes must ask.
         """
-        return self._agreed(self._newest)
+        return decided_by_main(self._accelerator, self._newest)
 
     def _newest(self) -> tuple[Path | None, list[str]]:
         """What :meth:`newest` answers."""
@@ -168,24 +168,6 @@ class Checkpoints:
             )
         return path, []
 
-    def _agreed(self, look: Callable[[], tuple[Path | None, list[str]]]) -> tuple[Path | None, list[str]]:
-        """What the main process sees, on all of them: each might see another state of the disk.
-
-        Raises:
-            ValueError: the main process raised one.
-        """
-        found: list[Any] = [None, None]
-        if self._accelerator.is_main_process:
-            try:
-                found[0] = look()
-            except ValueError as error:
-                found[1] = str(error)
-        found = broadcast_object_list(found)
-        if found[1]:
-            raise ValueError(found[1])
-        path, notes = found[0]
-        return path, notes
-
     def clear(self, everything: bool) -> None:
         """Remove unfinished checkpoints of a killed run and, if asked to, all checkpoints. On the main process only."""
         remove_temporaries(self.folder)
@@ -206,25 +188,25 @@ class Checkpoints:
         """
         target = self.folder / f"step-{state.step}"
         weights, averages, moments = _gather(state)
-        problem: Exception | None = None
-        if self._accelerator.is_main_process:
-            try:
-                check_finite(weights, moments, *averages.values())
-                self._write(target, state, sampler, record, weights, averages, moments)
-            except (OSError, SafetensorError, NotFinite) as error:
-                problem = error
-        problem = broadcast_object_list([problem])[0]
-        if problem:
+
+        def write() -> None:
+            check_finite(weights, moments, *averages.values())
+            self._write(target, state, sampler, record, weights, averages, moments)
+
+        try:
+            decided_by_main(self._accelerator, write)
+        except (OSError, SafetensorError, NotFinite) as problem:
             kept = [path.name for path in self._all() if what_is_broken(path, check_content=False) is None]
             intact = f"intact there: {', '.join(kept) or 'none'}"
             if isinstance(problem, NotFinite):
                 raise NotFinite(
                     f"step {state.step} was not saved to {target}, as {problem}; {intact}; {AFTER_NOT_FINITE}"
-                )
+                ) from problem
+            reason = getattr(problem, "strerror", None) or problem  # without the path, which is said
             raise SaveError(
-                f"step {state.step} could not be saved to {target} ({problem}); {intact}; mend the cause and start "
+                f"step {state.step} could not be saved to {target} ({reason}); {intact}; mend the cause and start "
                 "again to go on from the newest"
-            )
+            ) from problem
         return target
 
     def _write(

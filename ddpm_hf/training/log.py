@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm_hf.files import written_whole
+from ddpm_hf.launch import decided_by_main
+from ddpm_hf.training.dispensable import Dispensable
 
 QUARTERS = 4
 
@@ -50,6 +52,7 @@ class MetricsLog:
         self._digest = xxhash.xxh3_128()
         self._size = 0  # of what is known to be in the file
         self._unwritten: list[bytes] = []
+        self._dispensable = Dispensable(accelerator.is_main_process)
         self.notes: list[str] = []
         self._accelerator = accelerator
         self._images_per_step = images_per_step
@@ -58,8 +61,7 @@ class MetricsLog:
         self._steps: list[list[float]] = pending or []  # of all: the same, and the norm of the gradient or -1
         self._norms: list[float] = []
         self._since, self._timed_steps, self._waited = time.perf_counter(), 0, 0.0
-        if accelerator.is_main_process:
-            self._take_over(after, written)
+        decided_by_main(accelerator, lambda: self._take_over(after, written))
 
     def add(self, losses: Tensor, t: Tensor, grad_norm: float | None, weights: Tensor | None = None) -> None:
         """Remember a step.
@@ -113,7 +115,8 @@ class MetricsLog:
         if self._accelerator.is_main_process:
             self._write((json.dumps(record) + "\n").encode())
         numbers = {name: value for name, value in record.items() if name != "step" and value is not None}
-        self._accelerator.log(numbers, step=record["step"])
+        with self._dispensable.part("the trackers' numbers", Exception):  # whatever it is that they raise
+            self._accelerator.log(numbers, step=record["step"])
 
     @property
     def hash(self) -> str:

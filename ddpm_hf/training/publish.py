@@ -21,6 +21,7 @@ import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from ddpm_hf.files import STAGED
 from ddpm_hf.hub.cards import Subject, model_card, read_json
 from ddpm_hf.hub.downloads import fetched
 from ddpm_hf.hub.public_files import Files, public, public_files
@@ -184,8 +185,6 @@ class Publisher:
         self._is_closing = False
         self._problem: str | None = None  # of the last push
         self._unready: str | None = None  # what kept the newest state from becoming one
-        for left in run.glob(".push-*"):  # by a run that was killed
-            shutil.rmtree(left)
         self._thread = threading.Thread(target=self._work, name="pushing", daemon=True)
         self._thread.start()
 
@@ -228,7 +227,7 @@ class Publisher:
 
     def _submit(self, make: Callable[[], list[Push]]) -> None:
         try:
-            staged = tempfile.TemporaryDirectory(prefix=".push-", dir=self._run, ignore_cleanup_errors=True)
+            staged = tempfile.TemporaryDirectory(prefix=STAGED, dir=self._run, ignore_cleanup_errors=True)
             pushes = [_kept(push, Path(staged.name, str(i))) for i, push in enumerate(make())]
         except (OSError, ValueError) as error:
             self._unready = " ".join(str(error).split())

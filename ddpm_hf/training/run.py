@@ -3,24 +3,27 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_hf.data.batches import Batch
-from ddpm_hf.files import remove_temporaries, write_json, written_whole
+from ddpm_hf.files import remove_temporaries, write_json, write_text, written_whole
 from ddpm_hf.images import save_png
-from ddpm_hf.launch import StopSignal
+from ddpm_hf.launch import StopSignal, decided_by_main
 from ddpm_hf.metrics.evaluation import HELD_OUT, SAMPLES, Results
 from ddpm_hf.metrics.figures import save_curve
-from ddpm_hf.metrics.table import SCORES
+from ddpm_hf.metrics.table import SCORES, ScoreKind
 from ddpm_hf.randomness import seed_from
 from ddpm_hf.settings import flat
 from ddpm_hf.training.checkpoints import SaveError, averages_of, save_pipeline
+from ddpm_hf.training.dispensable import Dispensable
 from ddpm_hf.training.log import MetricsLog, read_log
 from ddpm_hf.training.optimization import learning_rate, objective_of
 from ddpm_hf.training.publish import Publisher
@@ -53,15 +56,21 @@ class Run:
         self.seconds |= setup.record.get("seconds", {})
         self.publisher: Publisher | None = None
         self._stop = StopSignal(self.accelerator)
+        self._dispensable = Dispensable(self.accelerator.is_main_process)
         self._bar = tqdm(disable=True)
         self._since = time.perf_counter()
-        if self.accelerator.is_main_process:
-            self._begin()
+        decided_by_main(self.accelerator, self._begin)
         training = self.config.training
         if training.trackers:
             settings = flat(self.config.to_dict())
             simple = {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
-            self.accelerator.init_trackers("ddpm_hf", config=simple)
+            try:
+                self.accelerator.init_trackers("ddpm_hf", config=simple)
+            except OSError as error:
+                raise ValueError(
+                    f"training.trackers {', '.join(training.trackers)} cannot write into {self.folder}: "
+                    f"{error.strerror or error}; mend that, or take them out"
+                ) from error
         self.log = MetricsLog(
             self.folder / "metrics.jsonl",
             self.accelerator,
@@ -79,11 +88,12 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(self.folder, self.folder / "samples")
         setup.checkpoints.clear(everything=config.resume == "never")
-        (self.folder / "config.yaml").write_text(config.to_yaml())
+        write_text(self.folder / "config.yaml", config.to_yaml())
         write_json(self.folder / "environment.json", setup.environment)
         log = self.folder / "metrics.jsonl"
         if setup.resumed and not log.exists() and (setup.resumed.parent / log.name).exists():
-            shutil.copyfile(setup.resumed.parent / log.name, log)
+            with written_whole(log) as temporary:
+                shutil.copyfile(setup.resumed.parent / log.name, temporary)
         if setup.repository is not None:
             self.publisher = Publisher(self.folder, setup.repository, config.hub_strategy, config.hub_license)
         if not config.quiet:
@@ -203,13 +213,13 @@ class Run:
         """A grid of samples of the averaged weights, always from the same seeds, into samples/ and to the trackers."""
         images = self._draw(self.config.evaluation.grid_images)
         grid, step = self.setup.evaluation.grid(images), self.state.step
-        if self.accelerator.is_main_process:
-            save_png(grid, self.folder / "samples" / f"step-{step:08d}.png")
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.writer.add_image("samples", np.asarray(grid.convert("RGB")), step, dataformats="HWC")
-            elif tracker.name == "wandb":
-                tracker.log_images({"samples": [grid]}, step=step)
+        self._keep_picture(f"step-{step:08d}.png", lambda path: save_png(grid, path))
+        with self._dispensable.part("the trackers' pictures", Exception):  # whatever it is that they raise
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    tracker.writer.add_image("samples", np.asarray(grid.convert("RGB")), step, dataformats="HWC")
+                elif tracker.name == "wandb":
+                    tracker.log_images({"samples": [grid]}, step=step)
 
     def score(self) -> tuple[Results, Tensor]:
         """Draw the images of the averaged weights and score them; keep the best weights during training."""
@@ -250,13 +260,27 @@ class Run:
         raise Stopped(f"stopped by a signal; {done} is saved, and the same command goes on from there")
 
     def finish(self, results: Results, images: Tensor) -> None:
-        """Write the pipeline, the grid and the results into the run's folder."""
+        """Write the pipeline, the results and the grid into the run's folder.
+
+        Raises:
+            SaveError: the pipeline or the results could not be written; the results have been printed.
+        """
         averages = averages_of(self.state)
-        if not self.accelerator.is_main_process:
-            return
-        save_pipeline(self.folder, self.state.unet, averages, self.setup.saved_scheduler)
-        save_png(self.setup.evaluation.grid(images), self.folder / "samples" / "grid.png")
-        write_json(self.folder / "metrics.json", results_of(self.setup, results, self.seconds))
+
+        def write() -> None:
+            save_pipeline(self.folder, self.state.unet, averages, self.setup.saved_scheduler)
+            write_json(self.folder / "metrics.json", results_of(self.setup, results, self.seconds))
+
+        try:
+            decided_by_main(self.accelerator, write)
+        except (OSError, SafetensorError) as error:
+            if self.accelerator.is_main_process:
+                print(self.setup.evaluation.table(results), flush=True)
+            raise SaveError(
+                f"the pipeline and the scores could not all be saved to {self.folder} ({error}); the checkpoint of "
+                f"step {self.state.step} is there, so mend the cause, and the same command makes them again"
+            ) from error
+        self._keep_picture("grid.png", lambda path: save_png(self.setup.evaluation.grid(images), path))
         if self.publisher is not None:
             self.publisher.finished()
 
@@ -268,20 +292,33 @@ class Run:
         score = SCORES[self.config.evaluation.best_by]
         values = {"step": self.state.step} | results.of(SAMPLES)
         self.log.write_line(values)
-        if self.accelerator.is_main_process:
-            lines = read_log(self.folder / "metrics.jsonl")
-            rounds = {line["step"]: line[score.name] for line in lines if score.name in line}
-            held_out = results.of(HELD_OUT).get(score.name)
-            save_curve(self.folder / "samples" / f"{score.name}.png", rounds, score, held_out)
+        self._keep_picture(f"{score.name}.png", lambda path: self._draw_curve(path, score, results))
         earlier = (self.state.best or {}).get(score.name)
         if not score.is_better(values[score.name], than=earlier):
             return
-        self.state.best = values
         averages = averages_of(self.state)
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             with written_whole(self.folder / "best") as partial:
                 save_pipeline(partial, self.state.unet, averages, self.setup.saved_scheduler)
                 write_json(partial / "metrics.json", values)
+
+        # Weights that could not be kept are not the best that are kept, so worse ones may still take that place.
+        with self._dispensable.part("its best weights so far", (OSError, SafetensorError)):
+            decided_by_main(self.accelerator, write)
+            self.state.best = values
+
+    def _draw_curve(self, path: Path, score: ScoreKind, results: Results) -> None:
+        lines = read_log(self.folder / "metrics.jsonl")
+        rounds = {line["step"]: line[score.name] for line in lines if score.name in line}
+        rounds[self.state.step] = results.of(SAMPLES)[score.name]  # which a full disk may have kept from the file
+        save_curve(path, rounds, score, results.of(HELD_OUT).get(score.name))
+
+    def _keep_picture(self, name: str, write: Callable[[Path], None]) -> None:
+        """Have the main process write a picture into samples/."""
+        if self.accelerator.is_main_process:
+            with self._dispensable.part(f"pictures in {self.folder / 'samples'}"):
+                write(self.folder / "samples" / name)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
