@@ -23,6 +23,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ddpm_hf.settings import constructor_settings
+from ddpm_hf.training.idle import idle_settings
 from ddpm_hf.training.settings import Config
 
 Settings = TypeVar("Settings")
@@ -72,6 +73,10 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
         config = Config(**asked)
     except ValueError as error:
         fail(str(error))
+    typed = {word[2:].partition("=")[0].removesuffix("+") for word in words if word.startswith("--")}
+    for name, sentence in idle_settings(config).items():
+        if name in typed:  # of a recipe, the run says so
+            fail(f"{sentence}; give that too, or leave it out")
     if values["print_config"]:
         print(config.to_yaml(), end="")
         raise SystemExit(0)

@@ -1,8 +1,11 @@
 """DDPMCustomPipeline: a network and a scheduler that make images, in a folder that plain diffusers reads too."""
 
 import json
+import logging
 import re
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +19,7 @@ from torch import Tensor
 from ddpm_hf.hub.cards import Subject, model_card
 from ddpm_hf.hub.downloads import fetched
 from ddpm_hf.hub.public_files import public_files
-from ddpm_hf.hub.repository import Repository, told_in_one_sentence
+from ddpm_hf.hub.repository import Repository, is_of_the_hub, told_in_one_sentence
 from ddpm_hf.images import to_pil, to_uint8, to_unit_range
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import generators_of
@@ -32,6 +35,8 @@ from ddpm_hf.sampling.samplers import check_scheduler, check_start
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.settings import as_int
+
+logger = logging.getLogger(__name__)
 
 OURS: dict[str, Any] = {cls.__name__: cls for cls in (UNet2DModel, DDPMScheduler, DDIMScheduler)}
 """The classes that stand in the place of diffusers' of the same names."""
@@ -242,13 +247,17 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         """As diffusers', with our classes, from a folder or a Hub id.
 
         Raises:
-            ValueError: if it holds another kind of pipeline.
+            ValueError: if it holds another kind of pipeline, or a file in it is damaged or of another form.
             FileNotFoundError: if a local folder is missing, or is no pipeline's.
             OSError: if it cannot be downloaded from the Hub, in one sentence.
         """
         name = str(pretrained_model_name_or_path)
-        check_local_folder(Path(name))
-        with told_in_one_sentence(name):
+        check_local_folder(Path(name), needs_weights="unet" not in kwargs)
+        variant = _only_variant(Path(name))
+        if variant is not None:
+            logger.warning("%s has weights of the variant %r only; they are taken.", name, variant)
+            kwargs = {"variant": variant, **kwargs}
+        with told_in_one_sentence(name), _named_in_one_sentence(name):
             return super().from_pretrained(name, **kwargs)
 
     @classmethod
@@ -304,14 +313,66 @@ def _as_output(x_0: Tensor, output_type: str) -> Any:
     return to_pil(to_uint8(x_0)) if output_type == "pil" else to_uint8(x_0)
 
 
-def check_local_folder(path: Path) -> None:
-    """Say in one sentence what is wrong with a local folder, before diffusers takes its path for a Hub id."""
-    if path.is_dir() and not (path / "model_index.json").is_file():
+def check_local_folder(path: Path, needs_weights: bool = True) -> None:
+    """Say in one sentence what is wrong with a local folder, before diffusers takes its path for a Hub id.
+
+    Raises:
+        FileNotFoundError: it is missing, is no pipeline's, or has no weights that are read.
+        ValueError: its index is of another form.
+    """
+    index = path / "model_index.json"
+    if path.is_dir() and not index.is_file():
         hint = "; it holds a single model, for UNet2DModel.from_pretrained" if (path / "config.json").is_file() else ""
         raise FileNotFoundError(f"{path} has no model_index.json, so it is not a pipeline's folder{hint}.")
     is_hub_id = len(path.parts) <= 2 and not path.is_absolute() and path.parts[:1] not in ((".",), ("..",), ("~",))
     if not path.exists() and not is_hub_id:
         raise FileNotFoundError(f"{path} does not exist; give a pipeline's folder, or a Hub id such as owner/name.")
+    if not path.is_dir():
+        return
+    try:
+        content = json.loads(index.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{index} is not JSON ({error}); restore it.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{index} is no index of a pipeline; restore it.")
+    network = _network_in(path)
+    pickled = next(network.glob("*.bin"), None)
+    if needs_weights and pickled is not None and not any(network.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{pickled} is pickled, which can hold code and is not read; make safetensors of it by 'ddpm-hf-convert "
+            f"{path} NEW_FOLDER'."
+        )
+
+
+def _network_in(path: Path) -> Path:
+    """The folder of the network; in old pipelines all files lie side by side."""
+    return path / "unet" if (path / "unet").is_dir() else path
+
+
+def _only_variant(path: Path) -> str | None:
+    """The variant of the weights in a local folder, if there is one and no weights without."""
+    if not path.is_dir():
+        return None
+    form = r"diffusion_pytorch_model(?:\.(?P<variant>[^.]+?))?(?:-\d+-of-\d+)?\.safetensors"
+    found = {match["variant"] for file in _network_in(path).iterdir() if (match := re.fullmatch(form, file.name))}
+    return found.pop() if len(found) == 1 else None
+
+
+@contextmanager
+def _named_in_one_sentence(source: str) -> Iterator[None]:
+    """Have what diffusers raises while it reads a damaged folder come out as one sentence that names the folder."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if is_of_the_hub(error) or Path(raised_in).is_relative_to(Path(__file__).parent):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise (type(error) if isinstance(error, OSError) else ValueError)(
+            f"{source} cannot be loaded as a pipeline: {reason[:400]}"
+        ) from error
 
 
 def _name_of(folder: str) -> str:
@@ -321,9 +382,11 @@ def _name_of(folder: str) -> str:
 
 
 def _check_index(index: dict[str, Any], source: str) -> None:
-    components = {name: entry[1] for name, entry in index.items() if isinstance(entry, list | tuple)}
+    components = {
+        name: entry[1] for name, entry in index.items() if isinstance(entry, list | tuple) and len(entry) == 2
+    }
     if set(components) != {"unet", "scheduler"} or components["unet"] != "UNet2DModel":
-        parts = ", ".join(f"{name}: {class_name}" for name, class_name in sorted(components.items()))
+        parts = ", ".join(f"{name}: {class_name}" for name, class_name in components.items())
         raise ValueError(
             f"{source} holds a {index.get('_class_name')} ({parts}); DDPMCustomPipeline loads pipelines of a "
             "UNet2DModel and a scheduler, such as DDPMPipeline and DDIMPipeline."

@@ -35,11 +35,11 @@ def named(prefix: str) -> Iterator[None]:
 
 @contextmanager
 def renamed(names: Mapping[str, str]) -> Iterator[None]:
-    """Let a ValueError name the user's settings: each NAME= in its message becomes that of the mapping."""
+    """Let a ValueError name the user's settings: each name in its message becomes that of the mapping."""
     try:
         yield
     except ValueError as error:
-        pattern = rf"(?<![\w.])({'|'.join(map(re.escape, names))})(?==)"
+        pattern = rf"(?<![\w.'])({'|'.join(map(re.escape, names))})(?![\w'])"
         raise ValueError(re.sub(pattern, lambda found: names[found[1]], str(error))) from None
 
 

@@ -168,7 +168,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_that_exists(
         (["--diffusion.variance_type", "big"], "diffusion.variance_type='big' must be one of fixed_small"),
         (["--diffusion.timestep_spacing", "even"], "diffusion.timestep_spacing='even' must be one of leading"),
         (["--diffusion.beta_start", "0"], "diffusion.beta_start=0.0 must be above 0 and below 1"),
-        (["--diffusion.beta_start", "0.5"], "must be at least beta_start=0.5 and below 1"),
+        (["--diffusion.beta_start", "0.5"], "must be at least diffusion.beta_start=0.5 and below 1"),
         (["--diffusion.clip_sample_range", "0"], "diffusion.clip_sample_range=0.0 must be above 0"),
         (["--diffusion.trained_betas", "[0.1]"], "diffusion.trained_betas='1 numbers' must be"),
         (["--diffusion.variance_type", "learned"], "='learned' learns nothing from training.loss='simple'"),

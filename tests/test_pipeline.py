@@ -352,3 +352,39 @@ def test_bad_folders(ddim: Any, tmp_path: Path) -> None:
         ValueError, match=r"other holds a StableDiffusionPipeline \(scheduler: DDIMScheduler, unet: UNet2D"
     ):
         DDPMCustomPipeline.from_pretrained(tmp_path / "other")
+
+
+@pytest.fixture
+def saved(ddim: Any, tmp_path: Path) -> Path:
+    ddim.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "7", '"text"', "{", "", '{"unet": 3}', "{}", '{"unet": ["diffusers"]}', "null"]
+)
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
+def test_json_of_any_other_form_is_one_sentence(saved: Path, file: str, content: str) -> None:
+    (saved / file).write_text(content)
+    if file == "scheduler/scheduler_config.json" and content.startswith("{") and content != "{":
+        return  # all defaults; of keys that it does not know diffusers warns
+    with pytest.raises((ValueError, OSError), match=r"model") as raised:
+        DDPMCustomPipeline.from_pretrained(saved)
+    assert "\n" not in str(raised.value)
+
+
+def test_pickled_weights_name_the_command_that_makes_safetensors(saved: Path) -> None:
+    weights = saved / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(FileNotFoundError, match=r"ddpm-hf-convert .*model NEW_FOLDER"):
+        DDPMCustomPipeline.from_pretrained(saved)
+
+
+def test_the_only_variant_is_taken_and_said(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = DDPMCustomPipeline.from_pretrained(saved).unet.state_dict()
+    weights = saved / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    (saved / "unet" / "hashes.json").unlink()
+    found = DDPMCustomPipeline.from_pretrained(saved).unet.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert "'fp16' only" in caplog.text

@@ -1,5 +1,8 @@
 """What ddpm-hf-sample does, once its settings are known to be right."""
 
+import math
+import os
+import shutil
 import sys
 import time
 from collections import deque
@@ -9,19 +12,21 @@ from typing import Any
 
 import datasets
 import diffusers
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ddpm_hf.cli.sample import SampleConfig
+from ddpm_hf.cli.sample import SampleConfig, classes_of
 from ddpm_hf.cli.show import save, show
 from ddpm_hf.command_line import fail
 from ddpm_hf.hub.push import command_to_finish, prepare_once, samples_push
 from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository, told_in_one_sentence
-from ddpm_hf.launch import batches_of, environment, own_share, start_processes
+from ddpm_hf.launch import environment, own_share, start_processes
 from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
-from ddpm_hf.sampling.denoising import SamplingOptions, no_class_of, step_options_of
+from ddpm_hf.sampling.denoising import SamplingOptions, image_shape, no_class_of, step_options_of
 from ddpm_hf.sampling.image_files import PNGFolder, sample_files
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
 
@@ -101,8 +106,14 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
     files = sample_files(config.output, config.format)
     if accelerator.is_main_process:
         files.remove_temporaries()
-    missing = set(files.missing(seeds))
-    batches = [batch for batch in batches_of(seeds, config.batch_size) if missing.intersection(batch)]
+    missing = files.missing(seeds)
+    batches = [
+        seeds[start : start + config.batch_size]
+        for start in range(0, len(seeds), config.batch_size)
+        if missing[start : start + config.batch_size].any()
+    ]
+    count = int(missing.sum())
+    check_room(config, count, image_shape(pipe.unet))
     accelerator.wait_for_everyone()  # all have looked before anyone writes, so they share out the same batches
     if accelerator.is_main_process:
         write_manifest(config.output, settings, environment(accelerator))
@@ -113,10 +124,38 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
     seconds = time.perf_counter() - started
     if accelerator.is_main_process:
         files.finish(seeds, labels)
-    if not missing:
+    if not count:
         return f"all {len(seeds)} images were there"
-    kept = f", {len(seeds) - len(missing)} were there" if len(missing) < len(seeds) else ""
-    return f"{len(missing)} images made in {seconds:.1f} s ({len(missing) / seconds:.2f} images/s){kept}"
+    kept = f", {len(seeds) - count} were there" if count < len(seeds) else ""
+    return f"{count} images made in {seconds:.1f} s ({count / seconds:.2f} images/s){kept}"
+
+
+def check_room(config: SampleConfig, count: int, shape: tuple[int, int, int]) -> None:
+    """Refuse images that the disk or the memory surely cannot hold, before the first one is drawn.
+
+    Args:
+        config: The settings.
+        count: How many images are to be drawn.
+        shape: ``(C, H, W)`` of each.
+
+    Raises:
+        ValueError: with the number of images that there is room for.
+    """
+    raw = math.prod(shape)
+    above = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
+    # A file takes whole blocks; and no image that anyone wants is packed to less than an eighth.
+    each, free = max(os.statvfs(above).f_frsize, raw // 8), shutil.disk_usage(above).free
+    if count * each > free:
+        raise ValueError(
+            f"num_images is {config.num_images}, and {count} more images need at least {count * each / 1e9:.1f} GB in "
+            f"{config.output}, where {free / 1e9:.1f} GB are free; there is room for {free // each}"
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if config.format == "npz" and config.num_images * raw > memory:
+        raise ValueError(
+            f"num_images is {config.num_images}, and an npz is put together in memory, which holds {memory // raw} "
+            "images of this size at most; give --format parquet or png"
+        )
 
 
 def load_pipeline(config: SampleConfig) -> tuple[DDPMCustomPipeline, str | None]:
@@ -155,16 +194,13 @@ def labels_of(config: SampleConfig, pipe: DDPMCustomPipeline) -> torch.Tensor | 
             f"{config.model} knows {num_classes} classes; say which to draw, in turn, such as --class_labels "
             f"0-{num_classes - 1}"
         )
-    try:
-        spans = [part.split("-") for part in config.class_labels.split(",")]
-        in_turn = [label for span in spans for label in range(int(span[0]), int(span[-1]) + 1)]
-    except ValueError:
-        raise ValueError(f"class_labels is {config.class_labels!r} and takes a form like 3, 1,4,7 or 0-9") from None
+    classes = classes_of(config.class_labels)
     has_no_class = config.guidance_scale != 1
     last = no_class_of(pipe.unet) - 1 if has_no_class else num_classes - 1
-    if not in_turn or max(in_turn) > last:
+    if max(span[-1] for span in classes) > last:
         beside = ', and one more for "no class"' if has_no_class else ""
         raise ValueError(f"class_labels is {config.class_labels!r}, and the model has classes 0 to {last}{beside}")
+    in_turn = [label for span in classes for label in span]
     return torch.tensor(in_turn)[torch.arange(config.num_images) % len(in_turn)]
 
 
@@ -174,11 +210,11 @@ def _draw(
     pipe: DDPMCustomPipeline,
     files: PNGFolder,
     batches: list[range],
-    missing: set[int],
+    missing: npt.NDArray[np.bool_],
     labels: torch.Tensor | None,
 ) -> None:
     bar = tqdm(
-        total=len(missing),
+        total=int(missing.sum()),
         desc="sampling",
         unit="image",
         disable=not accelerator.is_main_process or config.quiet or not sys.stderr.isatty(),
@@ -195,7 +231,8 @@ def _draw(
                 output_type="uint8",
                 return_dict=False,
             )[0].cpu()
-            wanted = [i for i, seed in enumerate(batch) if seed in missing]
+            start = batch.start - config.seed
+            wanted = np.flatnonzero(missing[start : start + len(batch)]).tolist()
             writing.append(writer.submit(files.write, [batch[i] for i in wanted], images[wanted]))
             if len(writing) > 2:  # so that a slow disk holds the drawing back, and memory stays bounded
                 writing.popleft().result()

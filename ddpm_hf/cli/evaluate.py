@@ -14,7 +14,15 @@ from typing import Literal
 
 from ddpm_hf.command_line import parse_settings
 from ddpm_hf.data.settings import DataConfig
-from ddpm_hf.metrics.table import IN_COMMAND, METRICS, OF_FILES, CommandMetric, fewest_images, metrics_in_help
+from ddpm_hf.metrics.table import (
+    IN_COMMAND,
+    METRICS,
+    OF_FILES,
+    CommandMetric,
+    check_weights_of,
+    fewest_images,
+    metrics_in_help,
+)
 
 
 @metrics_in_help(IN_COMMAND)
@@ -96,6 +104,7 @@ class EvaluateConfig:
             raise ValueError(f"batch_size is {self.batch_size} and must be at least 1")
         if self.bootstrap < 0 or self.bootstrap == 1:
             raise ValueError(f"bootstrap is {self.bootstrap} and must be 0 or at least 2")
+        check_weights_of(self.extractor, self.extractor_weights)
         fewest = fewest_images(self.metrics)
         if self.num_images is not None and self.num_images < fewest:
             raise ValueError(f"num_images is {self.num_images}, and the metrics need at least {fewest}")

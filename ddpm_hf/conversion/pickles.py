@@ -62,6 +62,11 @@ def read_trained_weights(path: Path) -> TrainedWeights:
         weights.notes["epoch"] = content["epoch"]
     if "ema" in content:
         ema = content["ema"]
+        if isinstance(ema, dict) and any(str(key).startswith("ema_model.") for key in ema):
+            raise ValueError(
+                f"{path} is a trainer's file of lucidrains' denoising-diffusion-pytorch, whose network is another one "
+                "than UNet2DModel, so it cannot be converted"
+            )
         if not isinstance(ema, dict) or "shadow" not in ema:
             raise ValueError(f"{path} has an entry ema without the average (shadow) that ddpm-torch keeps there")
         weights.average = tensors_of(ema["shadow"], path)

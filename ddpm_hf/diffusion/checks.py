@@ -16,6 +16,9 @@ from ddpm_hf.diffusion.choices import (
 MOST_TIMESTEPS: Final = 1_000_000
 """Tables of every timestep are kept, in some samplers as a list."""
 
+LARGEST_SAMPLE: Final = 1_000_000
+"""Images lie in [-1, 1], and latents not far beyond."""
+
 
 def check_process(config: Mapping[str, Any]) -> None:
     """See that a DDPMScheduler's config describes a process on which a network can be trained.
@@ -65,10 +68,11 @@ def check_numbers(config: Mapping[str, Any]) -> None:
         _check(len(betas) > 0, "trained_betas", betas, "num_train_timesteps numbers, or None")
     for key in ("beta_start", "beta_end"):
         _check(abs(config[key]) < math.inf, key, config[key], "a finite number")
-    _check(config["clip_sample_range"] > 0, "clip_sample_range", config["clip_sample_range"], "above 0")
+    limit = config["clip_sample_range"]
+    _check(0 < limit <= LARGEST_SAMPLE, "clip_sample_range", limit, f"above 0, and at most {LARGEST_SAMPLE:,}")
     ratio, largest = config["dynamic_thresholding_ratio"], config["sample_max_value"]
     _check(0 < ratio <= 1, "dynamic_thresholding_ratio", ratio, "above 0 and at most 1")
-    _check(largest >= 1, "sample_max_value", largest, "1 or more")
+    _check(1 <= largest <= LARGEST_SAMPLE, "sample_max_value", largest, f"1 or more, and at most {LARGEST_SAMPLE:,}")
     offset = config["steps_offset"]
     _check(0 <= offset < steps, "steps_offset", offset, f"at least 0 and below num_train_timesteps={steps}")
 

@@ -139,7 +139,13 @@ def _merged(kind: type[RepoCard], data: CardData, sections: dict[str, str], pres
     if present is None or not present.strip():
         blocks = "\n".join(_block(name, text) for name, text in sections.items())
         return f"---\n{data.to_yaml()}\n---\n\n{blocks}"
-    card = kind(present, ignore_metadata_errors=True)
+    try:
+        card = kind(present, ignore_metadata_errors=True)
+    except (ValueError, yaml.YAMLError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the README.md that is there begins with metadata that cannot be read ({reason}); mend them on its page"
+        ) from error
     for key, value in data.__dict__.items():
         if key == "tags":
             card.data[key] = list(dict.fromkeys([*(card.data.get("tags") or []), *value]))
@@ -218,12 +224,13 @@ def _use(subject: Subject) -> str:
         count, first = _num_images(subject.results), subject.results["first_image_seed"]
         labels, data = subject.results.get("class_labels"), subject.config["data"]
         of_classes = f" --class_labels {labels} --guidance_scale {evaluation['guidance_scale']:g}" if labels else ""
+        spacing = evaluation["timestep_spacing"] or subject.config["diffusion"]["timestep_spacing"]
         again = (
             "\nThe images that were scored, and the training run with its scores again:\n\n```bash\n"
             f"ddpm-hf-sample --model {subject.repository} --output samples --num_images {count} --seed {first} "
             f"--scheduler {evaluation.get('sampler', 'ddim')} "
             f"--num_inference_steps {evaluation['num_inference_steps']} "
-            f"--timestep_spacing {evaluation['timestep_spacing']} --eta {evaluation['eta']:g}{of_classes}\n"
+            f"--timestep_spacing {spacing} --eta {evaluation['eta']:g}{of_classes}\n"
         )
         metrics = [name for name in evaluation["metrics"] if name in IN_COMMAND]
         if subject.results.get("scores") and metrics:
@@ -309,6 +316,17 @@ def _size(count: int) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a file; empty where there is none."""
-    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    """The content of a file; empty where there is none.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); restore it, or move it away") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; restore it, or move it away")
     return content

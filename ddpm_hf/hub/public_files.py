@@ -118,19 +118,19 @@ def _public_word(word: str) -> str:
 def _public(path: Path) -> Path | bytes:
     if path.suffix in AS_THEY_ARE:
         return path
+    if path.suffix not in (".json", ".jsonl", ".yaml"):
+        raise ValueError(f"{path} is of a kind that is not published; move it out of the folder")
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             return (json.dumps(public(json.loads(text)), indent=2) + "\n").encode()
         if path.suffix == ".jsonl":
             return "".join(json.dumps(public(line)) + "\n" for line in _readable_lines(text)).encode()
-        if path.suffix == ".yaml":
-            content = public(yaml.safe_load(text))
-            return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120).encode()
+        content = public(yaml.safe_load(text))
+        return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120).encode()
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read ({reason}); restore it, or move it out of the folder") from error
-    raise ValueError(f"{path} is of a kind that is not published; move it out of the folder")
 
 
 def _readable_lines(text: str) -> list[Any]:

@@ -266,6 +266,11 @@ def _try_often(attempt: Callable[[], Result], repository: str, times: int | None
         raise PushError(explain(error, repository)) from error
 
 
+def is_of_the_hub(error: BaseException) -> bool:
+    """Whether an error comes from the Hub or the network to it."""
+    return _cause(error) is not None
+
+
 def _cause(error: BaseException) -> BaseException | None:
     """The first error of the Hub or the network among those that led to this one."""
     kinds = (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ddpm_hf.files import sha256_of
 from ddpm_hf.metrics.features import WEIGHTS, DigitsFeatures
+from ddpm_hf.metrics.table import check_weights_of
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def load_extractor(name: str, weights: Path | None = None) -> Extractor:
         ValueError: the name is unknown, a package or the weights are not there (with the command that gets them), or
             the file is not what it should be.
     """
+    check_weights_of(name, weights)
     if name == "digits":
         return _Digits(name, sha256_of(WEIGHTS))
     if name in SOURCES:
@@ -248,7 +250,9 @@ class _Transformer(Extractor):
         except ImportError as error:
             raise ValueError(f"the extractor {name} needs a package; run 'pip install ddpm-hf[dino]'") from error
         try:
-            network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            network = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{folder} does not hold a network of the transformers library: {reason}") from error

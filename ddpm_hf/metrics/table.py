@@ -171,6 +171,23 @@ def fewest_images(names: Sequence[str]) -> int:
     return max([2, *(row.fewest_images for row in rows_of(names))])
 
 
+WITH_WEIGHTS = ("inception", "vgg16", "dinov2")
+"""The feature networks whose weights may come from a file that the user names."""
+
+
+def check_weights_of(extractor: str | None, weights: object, prefix: str = "") -> None:
+    """See that weights are given for a feature network that takes them from a file.
+
+    Raises:
+        ValueError: it has its own, or is itself a file or folder.
+    """
+    if weights is not None and extractor is not None and extractor not in WITH_WEIGHTS:
+        raise ValueError(
+            f"{prefix}extractor_weights is {weights}, and the extractor {extractor} takes none; it is for "
+            f"{', '.join(WITH_WEIGHTS)}"
+        )
+
+
 def metrics_in_help(names: Sequence[str]) -> Callable[[Class], Class]:
     """Decorator of a dataclass of settings: "{metrics}" in its docstring becomes the names and helps of metrics."""
 

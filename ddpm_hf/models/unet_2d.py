@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ddpm_hf.files import check_hashes, write_hashes
 from ddpm_hf.models.fused import ActivatedGroupNorm
 from ddpm_hf.models.unet_2d_blocks import BlockConfig, UNetMidBlock2D
-from ddpm_hf.models.unet_2d_config import ACTIVATIONS, DOWN_BLOCKS, UP_BLOCKS, check_config
+from ddpm_hf.models.unet_2d_config import ACTIVATIONS, DOWN_BLOCKS, UP_BLOCKS, check_config, without_old_prefix
 from ddpm_hf.settings import check_types
 
 logger = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         for i, block_type in enumerate(down_block_types):
             sampling = downsample_type if i < levels - 1 else None
             block_in = channels[max(i - 1, 0)]
-            down_block = resolve_name(DOWN_BLOCKS[block_type])
+            down_block = resolve_name(DOWN_BLOCKS[without_old_prefix(block_type)])
             self.down_blocks.append(
                 down_block(block_in, channels[i], layers_per_block, config, downsample_padding, sampling)
             )
@@ -213,7 +213,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             sampling = upsample_type if level > 0 else None
             block_in = channels[min(level + 1, levels - 1)]
             taken = [skips.pop() for _ in range(layers_per_block + 1)]
-            up_block = resolve_name(UP_BLOCKS[block_type])
+            up_block = resolve_name(UP_BLOCKS[without_old_prefix(block_type)])
             self.up_blocks.append(up_block(block_in, channels[level], taken, config, sampling))
 
         self.conv_norm_out = ActivatedGroupNorm(norm_num_groups, channels[0], norm_eps, nn.SiLU())

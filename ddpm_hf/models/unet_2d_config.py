@@ -80,9 +80,9 @@ def _check_names(config: Mapping[str, Any]) -> None:
         _check_choice(key, config[key], values)
     _check_choice("act_fn", config["act_fn"].lower(), ACTIVATIONS)
     for block_type in config["down_block_types"]:
-        _check_choice("down_block_types", block_type, DOWN_BLOCKS)
+        _check_choice("down_block_types", without_old_prefix(block_type), DOWN_BLOCKS)
     for block_type in config["up_block_types"]:
-        _check_choice("up_block_types", block_type, UP_BLOCKS)
+        _check_choice("up_block_types", without_old_prefix(block_type), UP_BLOCKS)
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
@@ -136,3 +136,8 @@ def _check(condition: bool, key: str, value: Any, expected: str) -> None:
 def _check_choice(key: str, value: Any, known: Collection[Any]) -> None:
     if value not in known:
         raise ValueError(f"{key}={value!r} is not known; use one of {', '.join(map(str, known))}.")
+
+
+def without_old_prefix(block_type: Any) -> Any:
+    """A block's present name: configs of diffusers before 0.1 say UNetResDownBlock2D."""
+    return block_type.removeprefix("UNetRes") if isinstance(block_type, str) else block_type

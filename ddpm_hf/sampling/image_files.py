@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet
 import torch
 from PIL import Image
@@ -41,9 +42,16 @@ class PNGFolder:
         """Remove what a killed process left half written. No process may be writing."""
         remove_temporaries(self.folder, *self.folder.glob("*/"))
 
-    def missing(self, seeds: Iterable[int]) -> list[int]:
-        """Those of the seeds whose image is not there whole."""
-        return [seed for seed in seeds if not _is_whole(self.path(seed))]
+    def missing(self, seeds: range) -> npt.NDArray[np.bool_]:
+        """Of each seed, bool ``(N,)``, whether its image is not there whole."""
+        found = np.ones(len(seeds), dtype=bool)
+        start = 0
+        while start < len(seeds):  # a sub-folder at a time, as most may not be there
+            stop = min(len(seeds), start + IMAGES_PER_FOLDER - seeds[start] % IMAGES_PER_FOLDER)
+            if self.path(seeds[start]).parent.is_dir():
+                found[start:stop] = [not _is_whole(self.path(seed)) for seed in seeds[start:stop]]
+            start = stop
+        return found
 
     def write(self, seeds: Iterable[int], images: Tensor) -> None:
         """Save images, uint8 ``(B, C, H, W)``, of these seeds."""
@@ -68,7 +76,7 @@ class OneFile(PNGFolder):
         super().__init__(folder / "parts")
         self._result = folder / ("samples.npz" if kind == "npz" else "data")
 
-    def missing(self, seeds: Iterable[int]) -> list[int]:
+    def missing(self, seeds: range) -> npt.NDArray[np.bool_]:
         """None once the result is there.
 
         Raises:
@@ -77,7 +85,7 @@ class OneFile(PNGFolder):
         if not self._result.exists():
             return super().missing(seeds)
         check_hashes(self._result.parent)
-        return []
+        return np.zeros(len(seeds), dtype=bool)
 
     def finish(self, seeds: range, labels: Tensor | None) -> None:
         """Put the parts together, and remove them."""
@@ -93,7 +101,10 @@ class OneFile(PNGFolder):
                 sub_folder.rmdir()
 
     def _write_npz(self, path: Path, seeds: range, labels: Tensor | None) -> None:
-        images = np.stack([np.asarray(Image.open(self.path(seed))) for seed in seeds])
+        first = np.asarray(Image.open(self.path(seeds[0])))
+        images = np.empty((len(seeds), *first.shape), np.uint8)
+        for i, seed in enumerate(seeds):
+            images[i] = np.asarray(Image.open(self.path(seed)))
         arrays = {"arr_0": images if images.ndim == 4 else images[..., None]}
         if labels is not None:
             arrays["arr_1"] = labels.numpy()

@@ -11,7 +11,14 @@ import yaml
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.diffusion.checks import check_objective, check_process, check_weighting
 from ddpm_hf.diffusion.choices import LOSS_WEIGHTINGS, LOSSES, TIMESTEP_SAMPLERS
-from ddpm_hf.metrics.table import IN_TRAINING, ScoreName, TrainingMetric, metrics_in_help, scores_of
+from ddpm_hf.metrics.table import (
+    IN_TRAINING,
+    ScoreName,
+    TrainingMetric,
+    check_weights_of,
+    metrics_in_help,
+    scores_of,
+)
 from ddpm_hf.models.unet_2d_config import check_config
 from ddpm_hf.sampling.samplers import SamplerName, TimestepSpacing, check_sampler
 from ddpm_hf.settings import check, check_seed, flat, named, plain, renamed
@@ -127,6 +134,9 @@ class TrainingConfig:
         return tuple(self.ema_decay) if isinstance(self.ema_decay, list) else (self.ema_decay,)
 
 
+MOST_IMAGES = 1_000_000_000
+
+
 @metrics_in_help(IN_TRAINING)
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -142,7 +152,8 @@ class EvaluationConfig:
         num_images: Images to draw.
         sampler: The sampler that draws them, as in ddpm-hf-sample.
         num_inference_steps: Steps of the sampler.
-        timestep_spacing: How the sampler's timesteps are spread over the training timesteps.
+        timestep_spacing: How the sampler's timesteps are spread over the training timesteps; the saved scheduler
+            spreads them so too. null: as diffusion.timestep_spacing.
         eta: Noise of the sampler ddim: 0 is DDIM, 1 is DDPM on the same steps.
         guidance_scale: Scale of classifier-free guidance, for models trained with label_dropout; 1 is no guidance.
         batch_size: Images drawn at a time, per process.
@@ -159,7 +170,7 @@ class EvaluationConfig:
     num_images: int = 500
     sampler: SamplerName = "ddim"
     num_inference_steps: int = 50
-    timestep_spacing: TimestepSpacing = "leading"
+    timestep_spacing: TimestepSpacing | None = None
     eta: float = 0.0
     guidance_scale: float = 1.0
     batch_size: int = 128
@@ -169,7 +180,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_images", "num_inference_steps", "batch_size", "grid_images"):
-            check(getattr(self, name) >= 1, f"evaluation.{name}", getattr(self, name), "at least 1")
+            value = getattr(self, name)
+            check(1 <= value <= MOST_IMAGES, f"evaluation.{name}", value, f"at least 1, and at most {MOST_IMAGES:,}")
         check(self.every is None or self.every >= 1, "evaluation.every", self.every, "at least 1, or null")
         check(len(self.metrics) > 0, "evaluation.metrics", self.metrics, "at least one; extractor null scores nothing")
         if self.every is not None:
@@ -180,8 +192,10 @@ class EvaluationConfig:
             check(self.best_by in names, "evaluation.best_by", self.best_by, expected)
         check(0 <= self.eta <= 1, "evaluation.eta", self.eta, "from 0 to 1")
         scale = self.guidance_scale
-        check(math.isfinite(scale) and scale >= 0, "evaluation.guidance_scale", scale, "a number from 0")
-        check_sampler(self.sampler, self.timestep_spacing, self.eta, self.num_inference_steps)
+        check(0 <= scale <= 1000, "evaluation.guidance_scale", scale, "a number from 0 to 1000")
+        check_weights_of(self.extractor, self.extractor_weights, "evaluation.")
+        with named("evaluation.sampler: "):
+            check_sampler(self.sampler, self.timestep_spacing, self.eta, self.num_inference_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,9 +251,9 @@ class Config:
                 f"push_to_hub is {self.push_to_hub} and hub_model_id is {self.hub_model_id}; to push give both, "
                 "--push_to_hub --hub_model_id OWNER/NAME"
             )
-        with named("model."):
+        with renamed({key: f"model.{key}" for key in self.model}):
             check_config(self.model)
-        with named("diffusion."):
+        with renamed({key: f"diffusion.{key}" for key in self.diffusion}):
             check_process(self.diffusion)
         self._check_embeddings()
         self._check_objective()
@@ -278,7 +292,8 @@ class Config:
         size, levels = self.model["sample_size"], len(self.model["block_out_channels"])
         factor = self.model["patch_size"] * 2 ** (levels - 1)
         sides = size if isinstance(size, list | tuple) else (size or 0,)
-        expected = f"a multiple of {factor}, as model.block_out_channels has {levels} levels"
+        patches = "" if self.model["patch_size"] == 1 else f" and model.patch_size is {self.model['patch_size']}"
+        expected = f"a multiple of {factor}, as model.block_out_channels has {levels} levels{patches}"
         check(all(side % factor == 0 for side in sides), "model.sample_size", size, expected)
         dropout, classes = self.training.label_dropout, self.model["num_class_embeds"]
         expected = "0, or model.num_class_embeds must be given"
@@ -292,6 +307,12 @@ class Config:
         largest = (2**63 - images) // settings.num_images
         expected = f"at most {largest} with evaluation.num_images {settings.num_images}"
         check(self.seed <= largest, "seed", self.seed, expected)
+        own, asked = self.diffusion["timestep_spacing"], settings.timestep_spacing
+        expected = f"leading or {asked}, as evaluation.timestep_spacing is {asked}; or make that null"
+        check(asked is None or own in ("leading", asked), "diffusion.timestep_spacing", own, expected)
+        prediction_type = self.diffusion["prediction_type"]
+        with named("evaluation.sampler: "):
+            check_sampler(settings.sampler, self.timestep_spacing, prediction_type=prediction_type)
         has_guide = settings.guidance_scale == 1 or self.training.label_dropout > 0
         expected = "1, or training.label_dropout above 0"
         check(has_guide, "evaluation.guidance_scale", settings.guidance_scale, expected)
@@ -303,6 +324,11 @@ class Config:
                 "evaluation.extractor needs all the training images at hand, and data.streaming keeps none; make it "
                 "null, and score with ddpm-hf-evaluate afterwards"
             )
+
+    @property
+    def timestep_spacing(self) -> str:
+        """How samplers spread their timesteps, in the evaluation and as the saved scheduler has it."""
+        return self.evaluation.timestep_spacing or str(self.diffusion["timestep_spacing"])
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved settings in the types of JSON and YAML."""
@@ -320,6 +346,7 @@ class Config:
 FREE_TO_CHANGE = frozenset(
     {"output_dir", "threads", "quiet", "resume", "dry_run", "evaluation", "data.cache_dir"}
     | {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_license", "hub_strategy"}
+    | {"diffusion.timestep_spacing"}  # of samples alone
     | {"data.name"}  # the images themselves are compared, wherever they lie
     | {f"training.{name}" for name in ("log_every", "trackers", "sample_every", "max_skipped_steps")}
     | {f"training.{name}" for name in ("checkpoint_every", "checkpoints_total_limit", "gradient_accumulation_steps")}

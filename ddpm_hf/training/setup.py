@@ -26,6 +26,7 @@ from ddpm_hf.training.checkpoint_files import record_of, step_of
 from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, restore
 from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.evaluation import SampleEvaluation
+from ddpm_hf.training.idle import idle_settings, without_effect
 from ddpm_hf.training.optimization import check_fit, make_optimizer, prepare_network
 from ddpm_hf.training.publish import download_checkpoint
 from ddpm_hf.training.settings import Config, changes, refused_changes
@@ -95,6 +96,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     if not show_progress:
         datasets.disable_progress_bars()
     place, notes = environment(accelerator), differences_from_launcher(accelerator)
+    notes += idle_settings(config).values()
     data = data or load_image_data(config.data, show_progress)
     torch.manual_seed(seed_from("weights", config.seed))
     unet = UNet2DModel(**config.model)
@@ -162,7 +164,7 @@ def evaluation_sampler(config: Config, scheduler: DDPMScheduler, accelerator: Ac
         ValueError: it would start at images that are nearly clean.
     """
     evaluation = config.evaluation
-    sampler = make_scheduler(scheduler.config, evaluation.sampler, evaluation.timestep_spacing)
+    sampler = make_scheduler(scheduler.config, evaluation.sampler, config.timestep_spacing)
     sampler.set_timesteps(evaluation.num_inference_steps, accelerator.device)
     check_start(sampler)
     return sampler
@@ -170,7 +172,7 @@ def evaluation_sampler(config: Config, scheduler: DDPMScheduler, accelerator: Ac
 
 def _saved_scheduler(config: Config, scheduler: DDPMScheduler) -> DDPMScheduler | DDIMScheduler:
     """diffusers' DDIM fails on a network that learned its variance; its DDPM draws with it."""
-    ddim = DDIMScheduler.from_config(scheduler.config, timestep_spacing=config.evaluation.timestep_spacing)
+    ddim = DDIMScheduler.from_config(scheduler.config, timestep_spacing=config.timestep_spacing)
     is_learned = scheduler.config.variance_type.startswith("learned")
     saved: DDPMScheduler | DDIMScheduler = DDPMScheduler.from_config(ddim.config) if is_learned else ddim
     return saved
@@ -189,6 +191,7 @@ def _accepted(checkpoint: Path, config: Config, data: ImageSource) -> dict[str, 
     """The record of a checkpoint, if this run may resume from it."""
     record = record_of(checkpoint)
     refused = refused_changes(record["config"], config.to_dict())
+    refused = {name: change for name, change in refused.items() if name not in without_effect(config)}
     if refused:
         diff = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in refused.items())
         raise ValueError(

@@ -5,8 +5,10 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, UNet2DModel
 from ddpm_hf.cli import drawing, sample
+from ddpm_hf.cli.drawing import check_room
+from ddpm_hf.cli.sample import SampleConfig, classes_of
 from ddpm_hf.sampling.image_files import PNGFolder, load_images
 from ddpm_hf.sampling.samplers import SAMPLERS
 from tests.networks import TWO_LEVELS
@@ -226,6 +230,41 @@ def test_images_that_are_not_numbers_are_not_written(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_sentence(model: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     assert "Permission denied" in refusal(model, tmp_path / "samples")
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"), [("3", [3]), ("1,4,7", [1, 4, 7]), ("0-3", [0, 1, 2, 3]), (" 2 , 0-1", [2, 0, 1])]
+)
+def test_classes_are_lists_and_ranges(text: str, classes: list[int]) -> None:
+    assert [label for span in classes_of(text) for label in span] == classes
+
+
+@pytest.mark.parametrize("text", ["", "cats", "-1", "1-", "-", "1.5", "1,,2", "1-2-3"])
+def test_what_is_no_class_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="takes a form like 3, 1,4,7 or 0-9"):
+        classes_of(text)
+
+
+@pytest.mark.parametrize("text", ["0-99999999999", "9-0", "99999999999", f"0-{10**30}", "9" * 5000])
+def test_a_range_of_classes_is_no_longer_than_any_model_has(text: str) -> None:
+    """It was a list of a hundred thousand million labels before it was looked at."""
+    with pytest.raises(ValueError, match="a range goes up, to 10,000,000 at most"):
+        SampleConfig("m", Path("o"), class_labels=text)
+
+
+def test_images_that_no_disk_holds_are_refused_with_how_many_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9))
+    config = SampleConfig("m", tmp_path / "new" / "o", num_images=30_000_000)
+    block = os.statvfs(tmp_path).f_frsize
+    with pytest.raises(ValueError, match=rf"where 1.0 GB are free; there is room for {10**9 // block}$"):
+        check_room(config, 30_000_000, (3, 32, 32))
+    check_room(config, 10**9 // block, (3, 32, 32))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**18))
+    check_room(config, 30_000_000, (3, 32, 32))
+    with pytest.raises(ValueError, match="an npz is put together in memory, which holds"):
+        check_room(replace(config, num_images=10**9, format="npz"), 10**9, (3, 256, 256))
 
 
 def test_classes_outside_the_model_are_refused(tmp_path: Path) -> None:

@@ -390,3 +390,10 @@ def test_the_documented_table_is_the_one_that_is_used() -> None:
                 assert table[ours] == theirs
         for kind, place in layout.levels.items():
             assert table[kind] == place
+
+
+def test_a_trainers_file_of_lucidrains_is_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = {"model.init_conv.weight": torch.ones(2)}
+    ema = {"initted": torch.tensor(True), "step": torch.tensor(5), "ema_model.model.init_conv.weight": torch.ones(2)}
+    torch.save({"step": 5, "model": weights, "opt": {}, "ema": ema, "scaler": None}, tmp_path / "model-1.pt")
+    assert "lucidrains" in refusal(capsys, tmp_path / "model-1.pt", tmp_path / "new")

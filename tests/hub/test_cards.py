@@ -149,3 +149,9 @@ def test_files_are_published_without_paths_and_tokens(tmp_path: Path, monkeypatc
     (tmp_path / "optimizer.pt").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"optimizer\.pt is of a kind that is not published"):
         public_files(tmp_path, "*")
+
+
+@pytest.mark.parametrize("metadata", ["license: [", "- a\n- b", "a: b: c"])
+def test_metadata_that_cannot_be_read_are_said_and_stay(metadata: str) -> None:
+    with pytest.raises(ValueError, match="metadata that cannot be read"):
+        model_card(SUBJECT, f"---\n{metadata}\n---\n\n# Mine\n")

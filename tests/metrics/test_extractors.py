@@ -1,6 +1,7 @@
 """Feature networks: the loading, the preprocessing and the wiring, with weights that the test makes."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
@@ -225,3 +227,14 @@ def look_while_another_run_writes(folder: Path) -> None:
 
 def test_one_process_looks_for_kept_features_for_all(tmp_path: Path) -> None:
     start_processes_of(2, look_while_another_run_writes, tmp_path)
+
+
+def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
+    """Nor is anybody asked at a terminal whether it may."""
+    config = {"auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}, "model_type": "evil"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="does not hold a network of the transformers library"):
+        load_extractor(str(tmp_path))
+    assert not (tmp_path / "ran").exists()

@@ -122,3 +122,10 @@ def test_cifar10_configuration() -> None:
     with torch.no_grad():
         x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         assert_same(ours(x, 500).sample, theirs(x, 500).sample, 1e-5)
+
+
+def test_names_of_blocks_before_0_1_are_read() -> None:
+    old = {key: tuple(f"UNetRes{name}" for name in TINY[key]) for key in ("down_block_types", "up_block_types")}
+    ours, theirs = pair(**{**TINY, **old})
+    x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 500])
+    torch.testing.assert_close(ours(x, t).sample, theirs(x, t).sample, rtol=1e-4, atol=1e-5)

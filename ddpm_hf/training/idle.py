@@ -1,0 +1,141 @@
+"""Settings that do nothing beside the others: named, and refused where they were just typed.
+
+Nothing here loads torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any, Final, NamedTuple
+
+from ddpm_hf.settings import constructor_settings, flat
+from ddpm_hf.training.settings import Config
+
+
+class Rule(NamedTuple):
+    """Settings, whether they act in a run, and what they act with."""
+
+    names: tuple[str, ...]
+    acts: Callable[[Config], bool]
+    needs: str
+
+
+def _has_attention(config: Config) -> bool:
+    model = config.model
+    blocks = (*model["down_block_types"], *model["up_block_types"])
+    return any(block.startswith("Attn") for block in blocks) or (
+        model["mid_block_type"] is not None and model["add_attention"]
+    )
+
+
+def _has_attention_on(config: Config, side: str) -> bool:
+    return any(block.startswith("Attn") for block in config.model[f"{side}_block_types"])
+
+
+RULES: Final = (
+    Rule(("training.vlb_weight",), lambda c: c.training.loss == "hybrid", "training.loss hybrid"),
+    Rule(
+        ("training.min_snr_gamma",),
+        lambda c: c.training.loss_weighting == "min_snr",
+        "training.loss_weighting min_snr",
+    ),
+    Rule(("training.p2_gamma",), lambda c: c.training.loss_weighting == "p2", "training.loss_weighting p2"),
+    Rule(
+        ("evaluation.extractor_weights", "evaluation.held_out_split", "evaluation.metrics", "evaluation.best_by"),
+        lambda c: c.evaluation.extractor is not None,
+        "evaluation.extractor",
+    ),
+    Rule(("evaluation.best_by",), lambda c: c.evaluation.every is not None, "evaluation.every"),
+    Rule(("data.shuffle_buffer",), lambda c: c.data.streaming, "data.streaming"),
+    Rule(("data.cache_dir",), lambda c: not c.data.streaming, "data.streaming false"),
+    Rule(("data.resize_filter",), lambda c: c.data.resolution is not None, "data.resolution"),
+    Rule(("hub_private_repo", "hub_license", "hub_strategy"), lambda c: c.push_to_hub, "push_to_hub"),
+    Rule(
+        ("model.freq_shift", "model.flip_sin_to_cos"),
+        lambda c: c.model["time_embedding_type"] == "positional",
+        "model.time_embedding_type positional",
+    ),
+    Rule(
+        ("model.num_train_timesteps",),
+        lambda c: c.model["time_embedding_type"] == "learned",
+        "model.time_embedding_type learned",
+    ),
+    Rule(("model.attention_head_dim",), _has_attention, "attention in a block"),
+    Rule(
+        ("model.attn_norm_num_groups",),
+        lambda c: c.model["mid_block_type"] is not None and c.model["add_attention"],
+        "attention in the middle block",
+    ),
+    Rule(
+        ("model.mid_block_scale_factor", "model.add_attention"),
+        lambda c: c.model["mid_block_type"] is not None,
+        "model.mid_block_type UNetMidBlock2D",
+    ),
+    Rule(
+        ("model.downsample_type",), lambda c: _has_attention_on(c, "down"), "AttnDownBlock2D in model.down_block_types"
+    ),
+    Rule(("model.upsample_type",), lambda c: _has_attention_on(c, "up"), "AttnUpBlock2D in model.up_block_types"),
+    Rule(
+        ("model.downsample_padding", "model.downsample_type", "model.upsample_type"),
+        lambda c: len(c.model["block_out_channels"]) > 1,
+        "several model.block_out_channels",
+    ),
+    Rule(
+        ("diffusion.beta_start",),
+        lambda c: _has_betas(c) and c.diffusion["beta_schedule"] != "const",
+        "a diffusion.beta_schedule that begins with it, such as linear",
+    ),
+    Rule(
+        ("diffusion.beta_end",), lambda c: _has_betas(c), "a diffusion.beta_schedule that ends with it, such as linear"
+    ),
+    Rule(("diffusion.beta_schedule",), lambda c: c.diffusion["trained_betas"] is None, "diffusion.trained_betas null"),
+    Rule(
+        ("diffusion.dynamic_thresholding_ratio", "diffusion.sample_max_value"),
+        lambda c: c.diffusion["thresholding"],
+        "diffusion.thresholding",
+    ),
+    Rule(
+        ("diffusion.clip_sample_range",),
+        lambda c: c.diffusion["clip_sample"] and not c.diffusion["thresholding"],
+        "diffusion.clip_sample, without diffusion.thresholding",
+    ),
+    Rule(("diffusion.clip_sample",), lambda c: not c.diffusion["thresholding"], "diffusion.thresholding false"),
+    Rule(("diffusion.steps_offset",), lambda c: c.timestep_spacing == "leading", "the timestep spacing leading"),
+)
+"""A setting with several rules acts where all of them say so."""
+
+
+def _has_betas(config: Config) -> bool:
+    has_ends = config.diffusion["beta_schedule"] not in ("squaredcos_cap_v2", "laplace", "jsd")
+    return has_ends and config.diffusion["trained_betas"] is None
+
+
+def idle_settings(config: Config) -> dict[str, str]:
+    """Those that are not as by default and do nothing, by name: a sentence on each."""
+    values, defaults = flat(vars(config) | {group: vars(getattr(config, group)) for group in _GROUPS}), _defaults()
+    return {
+        name: f"{name} is {values[name]} and does nothing without {needs}"
+        for name, needs in without_effect(config).items()
+        if values[name] != defaults[name]
+    }
+
+
+def without_effect(config: Config) -> dict[str, str]:
+    """Settings that do nothing, whatever their value: what each would act with."""
+    return {name: rule.needs for rule in RULES if not rule.acts(config) for name in rule.names}
+
+
+_GROUPS = ("data", "training", "evaluation")
+
+
+def _defaults() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in fields(Config):
+        inner: Any = None
+        if "constructor" in field.metadata:
+            inner = constructor_settings(field.metadata["constructor"])
+        elif field.name in _GROUPS:
+            inner = field.type
+        for one in [field] if inner is None else fields(inner):
+            name = one.name if inner is None else f"{field.name}.{one.name}"
+            found[name] = one.default if one.default_factory is MISSING else one.default_factory()
+    return found
