@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from ddpm_hf.settings import constructor_settings
+from ddpm_hf.settings import constructor_settings, shown
 from ddpm_hf.training.idle import idle_settings
 from ddpm_hf.training.settings import Config
 
@@ -247,25 +248,65 @@ def _refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> No
 def _keys_of_recipe(path: Path, groups: Mapping[str, type]) -> Iterator[str]:
     """The keys of a recipe as the command line has them; a file that is no recipe ends the program."""
     try:
-        recipe = yaml.safe_load(path.read_bytes().decode("utf-8"))
+        recipe = _yaml(path.read_bytes().decode("utf-8"))
     except OSError as error:
         fail(f"the recipe {path} cannot be read ({error.strerror}); give the path of a YAML file to --config")
     except UnicodeDecodeError as error:
         fail(f"the recipe {path} is not text in UTF-8 (its byte {error.start} is not); save it as UTF-8")
     except yaml.YAMLError as error:
         fail(f"the recipe {path} is not YAML: {_one_sentence(str(error))}")
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "it holds lists in lists without end"
+        fail(f"the recipe {path} cannot be used: {reason}")
     if not isinstance(recipe, dict):
-        held = "nothing" if recipe is None else repr(recipe)[:80]
+        held = "nothing" if recipe is None else shown(recipe)
         fail(f"the recipe {path} must hold settings, such as 'seed: 0', and holds {held}")
     for key, value in recipe.items():
         if key in groups and not isinstance(value, Mapping):
             example = fields(groups[key])[0].name
             fail(
-                f"the recipe {path} sets {key!r} to {value!r}, and it takes settings of its own, each on a line below "
-                f"it, such as '{example}: ...'"
+                f"the recipe {path} sets {key!r} to {shown(value)}, and it takes settings of its own, each on a line "
+                f"below it, such as '{example}: ...'"
             )
         yield from (f"{key}.{inner}" for inner in value) if key in groups else [str(key)]
 
+
+def _yaml(text: str) -> Any:
+    """What YAML holds, with what it allows and no recipe means refused: keys that are set twice, and endless aliases.
+
+    Raises:
+        ValueError: there is such a thing.
+        yaml.YAMLError: it is not YAML.
+    """
+    sizes: dict[int, int] = {}
+
+    def size_of(node: yaml.Node) -> int:
+        """How many values a node holds once its aliases are written out."""
+        if id(node) in sizes:
+            return sizes[id(node)]
+        sizes[id(node)] = MOST_VALUES  # of a node within itself
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            twice = next((key for key, count in Counter(keys).items() if count > 1), None)
+            if twice is not None:
+                raise ValueError(f"it sets {twice!r} twice in one place; keep one of the two")
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        sizes[id(node)] = 1 + sum(map(size_of, inner))
+        if sizes[id(node)] > MOST_VALUES:
+            raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+        return sizes[id(node)]
+
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is not None:
+        size_of(node)
+    return yaml.safe_load(text)
+
+
+MOST_VALUES = 2_000_000
+"""Of one recipe: trained_betas may be long."""
 
 _SHOWN = {"bool": "true or false", "Path": "path"}
 

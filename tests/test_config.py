@@ -14,6 +14,7 @@ from ddpm_hf.command_line import parse_config
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.training.settings import Config
 
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
 CONFIGS = Path(__file__).parent.parent / "configs"
 DIGITS = CONFIGS / "train" / "digits.yaml"
 
@@ -225,6 +226,15 @@ def test_a_wrong_value_is_refused_with_one_sentence(
         ("output_dir: caf\u00e9\n".encode("latin-1"), "is not text in UTF-8 (its byte 15 is not)"),
         ("seed: 3\n".encode("utf-16"), "is not text in UTF-8 (its byte 0 is not)"),
         (bytes(range(8)), "is not YAML"),
+        ("seed: 3\ntraining:\n\tsteps: 3\n", "is not YAML: while scanning for the next token found character"),
+        ("seed: 3\nseed: 4\n", "cannot be used: it sets 'seed' twice in one place; keep one of the two"),
+        ("training:\n  steps: 3\n  loss: kl\n  steps: 4\n", "it sets 'steps' twice"),
+        ("a0: &a0 [1, 1]\n" + BOMB, "cannot be used: it holds more than 2,000,000 values"),
+        ("a: &a [*a]\n", "cannot be used: it holds more than"),
+        ("[" * 5000, "it holds lists in lists without end"),
+        ("3: 4\n", "sets '3', which is no setting"),
+        ("seed: 2024-01-01\n", "seed was given"),
+        ("seed: \0", "is not YAML"),
     ],
 )
 def test_a_broken_recipe_is_refused_with_one_sentence(

@@ -16,15 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ddpm_hf.cli.sample import SampleConfig, classes_of
 from ddpm_hf.cli.show import save, show
 from ddpm_hf.command_line import fail
+from ddpm_hf.files import check_writable
 from ddpm_hf.hub.push import command_to_finish, prepare_once, samples_push
 from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository, told_in_one_sentence
 from ddpm_hf.launch import environment, own_share, start_processes
-from ddpm_hf.manifest import check_same_settings, weights_hash, write_manifest
+from ddpm_hf.manifest import FILE, check_same_settings, weights_hash, write_manifest
 from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
 from ddpm_hf.sampling.denoising import SamplingOptions, image_shape, no_class_of, step_options_of
 from ddpm_hf.sampling.image_files import PNGFolder, sample_files
@@ -67,6 +69,7 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         ValueError: the settings do not fit the model or what the folder holds.
         OSError: the images cannot be written.
     """
+    check_writable("--output", config.output / FILE)
     pipe, commit = load_pipeline(config)
     pipe.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
@@ -119,8 +122,16 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         write_manifest(config.output, settings, environment(accelerator))
 
     started = time.perf_counter()
-    _draw(config, accelerator, pipe, files, batches, missing, labels)
-    accelerator.wait_for_everyone()
+    problem = None
+    try:
+        _draw(config, accelerator, pipe, files, batches, missing, labels)
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    # The main process speaks for all, and none waits for one that has failed.
+    problems = [one for one in gather_object([problem]) if one is not None]
+    if problems:
+        made = count - int(files.missing(seeds).sum())
+        raise OSError(f"{problems[0]}; {made} of {count} images were made and stay, and the same command goes on")
     seconds = time.perf_counter() - started
     if accelerator.is_main_process:
         files.finish(seeds, labels)

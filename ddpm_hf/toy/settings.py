@@ -5,6 +5,7 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
+from ddpm_hf.diffusion.checks import MOST_TIMESTEPS
 from ddpm_hf.diffusion.choices import NOISE_SCHEDULES, PREDICTION_TYPES
 from ddpm_hf.sampling.samplers import SamplerName, check_sampler
 from ddpm_hf.settings import check, check_seed
@@ -16,6 +17,9 @@ DATA: Final = {
     "two_moons": "ddpm_hf.toy.points:two_moons",
 }
 """Where the function of each set of points is, for `pkgutil.resolve_name`."""
+
+MOST_POINTS: Final = 10_000_000
+MOST_KEPT: Final = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class ToyConfig:
         num_train_timesteps: T, the number of timesteps from data to noise.
         scheduler: The sampler, as in ddpm-hf-sample.
         num_inference_steps: Steps of the sampler.
-        num_points: Number of points to draw; they are compared with as many points of the data.
+        num_points: Number of points to draw; they (or 10,000 of them, if there are more) are compared with as many
+            points of the data.
         threads: CPU threads.
         quiet: Show no progress bar.
     """
@@ -74,6 +79,15 @@ class ToyConfig:
         for name in ("steps", "batch_size", "num_train_timesteps", "num_inference_steps", "num_points", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
+        for name in ("batch_size", "num_points"):
+            check(getattr(self, name) <= MOST_POINTS, name, getattr(self, name), f"at most {MOST_POINTS:,}")
+        most = MOST_TIMESTEPS
+        check(self.num_train_timesteps <= most, "num_train_timesteps", self.num_train_timesteps, f"at most {most:,}")
+        most = MOST_KEPT // self.num_inference_steps
+        expected = (
+            f"at most {most:,} with num_inference_steps {self.num_inference_steps}, as all steps are kept to be drawn"
+        )
+        check(self.num_points <= most, "num_points", self.num_points, expected)
         expected = f"at most num_train_timesteps, {self.num_train_timesteps}"
         steps = self.num_inference_steps
         check(steps <= self.num_train_timesteps, "num_inference_steps", steps, expected)

@@ -1,5 +1,6 @@
 """ddpm-hf-sample: the same images from the same seeds, whatever the batch, the processes and the interruptions."""
 
+import errno
 import json
 import os
 import random
@@ -224,6 +225,41 @@ def test_images_that_are_not_numbers_are_not_written(tmp_path: Path) -> None:
     said = refusal(tmp_path / "spoilt", tmp_path / "samples")
     assert "64 of 64 images hold numbers that are not finite" in said
     assert not list((tmp_path / "samples").rglob("*.png"))
+
+
+def a_full_disk_on_the_second_process() -> None:
+    from ddpm_hf.sampling import image_files
+
+    save = image_files.save_png
+
+    def full(image: object, path: Path) -> None:
+        if os.environ["RANK"] == "1":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        save(image, path)  # type: ignore[arg-type]
+
+    image_files.save_png = full
+
+
+def test_a_full_disk_on_any_process_is_one_sentence_and_the_rest_is_drawn_later(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "samples"
+    words = ["--model", model, "--num_images", 64, "--batch_size", 16, "--num_inference_steps", 2, "--threads", 1]
+    run = Started(words, output, processes=2, fault=a_full_disk_on_the_second_process, main=sample.main)
+    assert run.wait() == [2, 2], run.said()
+    said = [line for line in run.said().splitlines() if "error:" in line]
+    assert len(said) == 1, run.said()
+    assert "No space left on device" in said[0]
+    assert ".png" in said[0]
+    assert "32 of 64 images were made and stay, and the same command goes on" in said[0]
+    assert "Traceback" not in run.said()
+    again = Started(words, output, main=sample.main)
+    assert again.wait() == [0], again.said()
+    assert "32 images made" in again.said()
+
+
+def test_a_place_that_is_a_file_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = refusal(tmp_path / "no" / "model", tmp_path / "file")
+    assert f"cannot be written, as {tmp_path / 'file'} is no folder" in said
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

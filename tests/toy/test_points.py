@@ -139,3 +139,26 @@ def test_wrong_settings_end_with_one_sentence(
 def test_every_data_set_is_learned_to_within_three_times_the_floor(tmp_path: Path, name: str) -> None:
     distance, floor = toy.run(ToyConfig(data=name, output=tmp_path, quiet=True))
     assert distance < 3 * floor
+
+
+def test_many_points_are_compared_by_some_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The distances of all pairs of 200,000 points are 160 GB."""
+    sizes = []
+    monkeypatch.setattr(toy, "energy_distance", lambda x, y: sizes.append((len(x), len(y))) or 1.0)
+    monkeypatch.setattr(toy, "floor_of_energy_distance", lambda x: sizes.append(len(x)) or 1.0)
+    monkeypatch.setattr(toy, "draw_animation", lambda *arguments: None)
+    toy.run(ToyConfig(output=tmp_path, steps=1, num_points=20_000, num_inference_steps=2, scheduler="ddim"))
+    assert set(sizes) == {(10_000, 10_000), 10_000}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_points": 10**9}, "num_points is 1000000000 and must be at most 10,000,000"),
+        ({"num_points": 3_000_000}, "num_points is 3000000 and must be at most 2,000,000 with num_inference_steps 100"),
+        ({"num_train_timesteps": 10**8}, "num_train_timesteps is 100000000 and must be at most 1,000,000"),
+    ],
+)
+def test_points_that_no_memory_holds_are_refused(options: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ToyConfig(**options)  # type: ignore[arg-type]
