@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_hf.command_line import fail, parse_config
+from ddpm_hf.signals import STOPPED, ended_by_signals
 
 if TYPE_CHECKING:  # what loads torch is imported when the settings are known to be right, so that --help is quick
     from ddpm_hf.training.run import Run
@@ -68,9 +68,12 @@ def train(run: "Run") -> None:
 
 def main() -> None:
     """Settings, then a dry run or the run itself; what goes wrong ends it with one sentence."""
+    from ddpm_hf.command_line import ending_in_one_sentence, fail, parse_config
+
     config = parse_config(sys.argv[1:], default_recipe=Path(__file__).parent / "configs" / "train" / "digits.yaml")
     from ddpm_hf.hub.repository import NOT_PUSHED
-    from ddpm_hf.launch import STOPPED, end_processes, start_processes
+    from ddpm_hf.launch import end_processes, start_processes
+    from ddpm_hf.lock import only_writer
     from ddpm_hf.training.checkpoints import SaveError
     from ddpm_hf.training.dry_run import dry_run
     from ddpm_hf.training.report import reported
@@ -79,30 +82,31 @@ def main() -> None:
 
     not_pushed = None
     try:
-        accelerator = start_processes(
-            config.threads, config.training.gradient_accumulation_steps, config.training.trackers, config.output_dir
-        )
-        if config.dry_run:
-            dry_run(config, accelerator, train)
-        else:
-            run = Run(build(config, accelerator))
-            train(run)
-            results, images = run.score()
-            run.finish(results, images)
-            if accelerator.is_main_process:
-                print(reported(run.setup, results))
-            not_pushed = run.publisher.close() if run.publisher else None
-            del run  # the network goes before the process group (launch.end_processes)
-        end_processes(accelerator)
+        with ending_in_one_sentence():
+            accelerator = start_processes(
+                config.threads, config.training.gradient_accumulation_steps, config.training.trackers, config.output_dir
+            )
+            if config.dry_run:
+                dry_run(config, accelerator, train)
+            else:
+                with only_writer(config.output_dir, accelerator):
+                    run = Run(build(config, accelerator))
+                    train(run)
+                    results, images = run.score()
+                    run.finish(results, images)
+                    if accelerator.is_main_process:
+                        print(reported(run.setup, results))
+                    not_pushed = run.publisher.close() if run.publisher else None
+                    del run  # the network goes before the process group (launch.end_processes)
+            end_processes(accelerator)
     except Stopped as stopped:
         fail(str(stopped), status=STOPPED)
     except (FloatingPointError, SaveError) as error:
         fail(str(error), status=1)
-    except (ValueError, NotImplementedError, OSError) as error:
-        fail(str(error))
     if not_pushed:
         fail(not_pushed, status=NOT_PUSHED)
 
 
 if __name__ == "__main__":
-    main()
+    with ended_by_signals():
+        main()

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -138,6 +139,48 @@ def fail(message: str, status: int = 2) -> NoReturn:
     else:
         time.sleep(2)  # The launcher stops all processes when one ends, so the one that speaks must end first.
     raise SystemExit(status)
+
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
+
+@contextmanager
+def ending_in_one_sentence() -> Iterator[None]:
+    """End the program with one sentence where the user, the settings or the machine allow no more.
+
+    Other errors are defects, and pass.
+    """
+    try:
+        yield
+    except (ValueError, NotImplementedError, OSError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted; what was finished stays, and the same command makes the rest", status=INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        sentence = _of_the_machine(error)
+        if sentence is None:
+            raise
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":  # the others may have memory left, and would not say it
+            print(f"process {rank}: {sentence}", file=sys.stderr, flush=True)
+        fail(sentence, status=1)
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """A sentence for what torch says of memory that is full and of processes that are gone; None of anything else."""
+    said = " ".join(str(error).split())
+    is_full = isinstance(error, MemoryError) or "out of memory" in said.lower() or "can't allocate memory" in said
+    if is_full or "Storage size calculation overflowed" in said:
+        asked = re.search(r"allocate (\d+) bytes", said) or re.search(r"Tried to allocate ([\d.]+ \wiB)", said)
+        amount = f" ({asked[1]}{' bytes' if asked[1].isdigit() else ''} asked at once)" if asked else ""
+        return (
+            f"out of memory{amount}; lower batch_size, raise training.gradient_accumulation_steps, switch on "
+            "training.gradient_checkpointing, or take a smaller network"
+        )
+    if re.search(r"Connection (closed|reset) by (peer|remote)|Socket Timeout|Broken pipe|failed to recv", said):
+        return "another process of this run has ended, and so this one ends; what was saved stays"
+    return None
 
 
 class _RecipeParser(argparse.ArgumentParser):

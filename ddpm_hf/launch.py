@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -23,10 +24,18 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ddpm_hf.signals import say, stop_signals
+
 T = TypeVar("T")
 
-STOPPED = 75
-"""Exit status of a run that a signal stopped after its checkpoint was saved: EX_TEMPFAIL, start it again to go on."""
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Variables in which launchers say which of the processes one is."""
+
+THREADS_PER_CORE = 4
+"""More threads than that stand in each other's way so much that a run seems to stand still."""
+
+SECONDS_OF_SILENCE = 20
+"""How long processes wait for one another before they say so."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's malloc.h: how much free memory it keeps, and from what size on it asks the kernel each time."""
@@ -49,14 +58,23 @@ def start_processes(
 
     Raises:
         ValueError: the launcher was asked for more processes than work together, or for a precision that the device
-            lacks, or a tracker is not installed.
+            lacks, or a tracker is not installed, or there are far more threads than cores.
     """
+    most = max(16, THREADS_PER_CORE * (os.cpu_count() or 1))
+    if threads is not None and threads > most:
+        raise ValueError(f"threads is {threads}, and this machine has {os.cpu_count()} cores; give at most {most}")
+    check_launcher()
     for tracker in trackers:
         if find_spec(tracker) is None:
             raise ValueError(f"the tracker {tracker!r} is not installed; run 'pip install {tracker}'")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "fp16", "bf16"):
         raise ValueError(f"mixed precision {precision!r} is not known here; ask the launcher for no, fp16 or bf16")
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    waiting = threading.Timer(SECONDS_OF_SILENCE, print, [_waiting(asked)], {"file": sys.stderr})
+    waiting.daemon = True
+    if asked > 1:
+        waiting.start()
     # Only with cpu=True do processes that a GPU launcher started find each other on a machine without one.
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
@@ -64,7 +82,7 @@ def start_processes(
         log_with=list(trackers) or None,
         project_dir=logging_dir,
     )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    waiting.cancel()
     if asked != accelerator.num_processes:
         raise ValueError(
             f"the launcher started {asked} processes, but this one sees {accelerator.num_processes}, so they would "
@@ -91,6 +109,35 @@ def start_processes(
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
+
+
+def check_launcher() -> None:
+    """See that the launcher's variables are a launcher's, or the first look for the other processes would never end.
+
+    Raises:
+        ValueError: they speak of other processes and not which of them this one is.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if not world.isdecimal() or int(world) < 1:
+        raise ValueError(
+            f"the environment variable WORLD_SIZE is {world!r} and must be a number of processes; unset it"
+        )
+    ranks = [name for name in RANKS if name in os.environ]
+    if int(world) > 1 and not ranks:
+        raise ValueError(
+            f"the environment variable WORLD_SIZE is {world}, but no launcher started this process (there is no RANK); "
+            f"unset it for one process, or start all with 'accelerate launch --multi_gpu --num_processes {world}'"
+        )
+    for name in ranks:
+        rank = os.environ[name]
+        if not rank.isdecimal() or int(rank) >= int(world) > 1:
+            raise ValueError(f"the environment variable {name} is {rank!r} and must be below WORLD_SIZE, {world}")
+
+
+def _waiting(processes: int) -> str:
+    place = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '29500')}"
+    rank = os.environ.get("RANK", "?")
+    return f"Note: process {rank} still waits for the others of {processes} to come to {place}."
 
 
 def keep_freed_memory() -> None:
@@ -242,7 +289,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 class StopSignal:
-    """Whether SIGTERM or SIGINT has come, so that a run can finish its step and save.
+    """Whether a signal has asked for an end, so that a run can finish its step and save.
 
     Args:
         accelerator: A signal to one of its processes stops them all.
@@ -254,13 +301,15 @@ class StopSignal:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Within the context the first signal is kept; a second one of the same kind does what it always does."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        """Within the context signals, however many, are only remembered; so none breaks the save that follows."""
 
         def keep(number: int, frame: FrameType | None) -> None:
+            if not self._received:
+                say(f"Note: {signal.Signals(number).name}: the step ends and is saved (SIGQUIT ends at once).")
             self._received = True
-            signal.signal(number, before[signal.Signals(number)])
 
+        in_main_thread = threading.current_thread() is threading.main_thread()  # only there do signals arrive
+        before = {number: signal.getsignal(number) for number in stop_signals() if in_main_thread}
         for number in before:
             signal.signal(number, keep)
         try:

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import train_accelerate
+from ddpm_hf.signals import ended_by_signals
 
 Fault = Callable[[], None]
 """Called in the process before the run begins; a function at the top level of a module."""
@@ -149,6 +151,7 @@ def _run(argv: list[str], variables: dict[str, str], said: str, fault: Fault | N
     os.dup2(output, 2)
     sys.argv = argv
     os.environ |= variables
-    if fault is not None:
-        fault()
-    main()
+    with ended_by_signals() if main is train_accelerate.main else nullcontext():
+        if fault is not None:
+            fault()
+        main()

@@ -20,7 +20,9 @@ MAX_PARAMETERS = 7
 ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "images": {"files"},
-    "launch": set(),
+    "signals": set(),
+    "launch": {"signals"},
+    "lock": {"launch"},
     "settings": set(),
     "randomness": {"settings"},
     "manifest": {"files"},
@@ -37,8 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     "assets": {"data", "images", "metrics"},
     "conversion": {"diffusion", "files", "manifest", "models", "pipeline", "schedulers"},
     "training": {
-        *("data", "diffusion", "files", "hub", "images", "launch", "metrics", "models", "pipeline", "randomness"),
-        *("sampling", "schedulers", "settings"),
+        *("data", "diffusion", "files", "hub", "images", "launch", "lock", "metrics", "models", "pipeline"),
+        *("randomness", "sampling", "schedulers", "settings"),
     },
     "command_line": {"settings", "training"},
     "toy": {"command_line", "diffusion", "sampling", "schedulers", "settings"},

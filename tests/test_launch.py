@@ -73,6 +73,7 @@ def test_freed_memory_stays_with_the_process() -> None:
 def test_processes_that_do_not_work_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     Accelerator(cpu=True)  # alone, before the launcher's variable appears
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError, match="the launcher started 2 processes, but this one sees 1"):
         start_processes(None)
     monkeypatch.delenv("WORLD_SIZE")
@@ -80,6 +81,35 @@ def test_processes_that_do_not_work_together_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(ValueError, match="starts one process whatever number it is given"):
         start_processes(None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, r"WORLD_SIZE is 2, but no launcher started this process \(there is no RANK\); unset it"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' and must be a number of processes"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0' and must be a number of processes"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2' and must be below WORLD_SIZE, 2"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is '-1' and must be below WORLD_SIZE, 2"),
+    ],
+)
+def test_variables_that_no_launcher_set_are_refused_in_place_of_a_wait(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=said):
+        start_processes(None)
+
+
+def test_more_threads_than_a_machine_can_use_are_refused_with_the_number_that_works() -> None:
+    most = max(16, 4 * (os.cpu_count() or 1))
+    for threads in (most + 1, 2000, 100_000):
+        with pytest.raises(
+            ValueError, match=f"threads is {threads}, and this machine has .* cores; give at most {most}"
+        ):
+            start_processes(threads)
 
 
 @pytest.mark.usefixtures("no_accelerator_yet")
@@ -118,14 +148,14 @@ def interrupts() -> Any:
 
 
 @pytest.mark.usefixtures("interrupts")
-def test_the_first_signal_is_kept_and_the_second_does_what_it_always_does() -> None:
+def test_signals_however_many_are_remembered_and_break_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     stop = StopSignal(Accelerator(cpu=True))
     with stop.caught():
         assert not stop.agreed()
-        signal.raise_signal(signal.SIGINT)
-        assert stop.agreed()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+            signal.raise_signal(number)
+            assert stop.agreed()
+    assert capfd.readouterr().err == "Note: SIGINT: the step ends and is saved (SIGQUIT ends at once).\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ddpm_hf.lock import check_folder, only_writer
 from ddpm_hf.training.log import read_log
 from ddpm_hf.training.run import Run
 from ddpm_hf.training.settings import Config
@@ -42,19 +43,22 @@ def dry_run(config: Config, accelerator: Accelerator, train: Callable[[Run], Non
         accelerator: Its processes.
         train: The loop.
     """
-    folder = config.output_dir.with_name(f".{config.output_dir.name}.dry_run")
-    try:
-        run = Run(build(shortened(config, folder), accelerator))
-        train(run)
-        if config.training.compile:  # for drawing too; once, so not in the time of an image
-            run.setup.evaluation.draw(run.state.unet, run.config.evaluation.num_images)
-        run.finish(*run.score())
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            print(cost_of(config, folder, run.seconds, accelerator.num_processes))
-    finally:
-        if accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
+    check_folder(config.output_dir)
+    place = config.output_dir.resolve()
+    folder = place.with_name(f".{place.name}.dry_run")
+    with only_writer(folder, accelerator):
+        try:
+            run = Run(build(shortened(config, folder), accelerator))
+            train(run)
+            if config.training.compile:  # for drawing too; once, so not in the time of an image
+                run.setup.evaluation.draw(run.state.unet, run.config.evaluation.num_images)
+            run.finish(*run.score())
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                print(cost_of(config, folder, run.seconds, accelerator.num_processes))
+        finally:
+            if accelerator.is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def cost_of(config: Config, folder: Path, seconds: dict[str, float], processes: int) -> str:

@@ -18,6 +18,7 @@ from ddpm_hf.metrics.reference import FeatureExtraction
 from ddpm_hf.metrics.results import plain_table
 from ddpm_hf.metrics.table import METRICS, fewest_images
 from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.randomness import seed_from
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.training.settings import Config
 
@@ -46,7 +47,7 @@ class SampleEvaluation:
         self._accelerator = accelerator
         self._show_progress = show_progress
         self._num_classes = data.num_classes if config.model["num_class_embeds"] is not None else None
-        self.first_seed = config.seed * settings.num_images  # so runs of different seeds share no image
+        self.first_seed = first_image_seed(config)
         self._held_out: Tensor | None = None
         self._held_out_labels: Tensor | None = None
         if settings.extractor is None:
@@ -145,3 +146,10 @@ class SampleEvaluation:
             f"{results.reference_images} training images, in the features of {results.extractor})"
             + "".join(f"\n{test}" for test in results.copying.values())
         )
+
+
+def first_image_seed(config: Config) -> int:
+    """The seed of image 0: runs of different seeds share no image, and torch takes the seed of the last one too."""
+    images = max(config.evaluation.num_images, config.evaluation.grid_images)
+    first, end = config.seed * config.evaluation.num_images, 2**63 - images
+    return first if first <= end else seed_from("images", config.seed) % end

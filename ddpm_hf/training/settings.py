@@ -301,12 +301,7 @@ class Config:
 
     def _check_evaluation(self) -> None:
         settings, steps = self.evaluation, self.diffusion["num_train_timesteps"]
-        # Image i is drawn from the seed (seed * num_images + i), so that runs of different seeds share no image.
-        images = max(settings.num_images, settings.grid_images)
         check_seed("seed", self.seed)
-        largest = (2**63 - images) // settings.num_images
-        expected = f"at most {largest} with evaluation.num_images {settings.num_images}"
-        check(self.seed <= largest, "seed", self.seed, expected)
         own, asked = self.diffusion["timestep_spacing"], settings.timestep_spacing
         expected = f"leading or {asked}, as evaluation.timestep_spacing is {asked}; or make that null"
         check(asked is None or own in ("leading", asked), "diffusion.timestep_spacing", own, expected)

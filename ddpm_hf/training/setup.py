@@ -15,7 +15,7 @@ from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
 from ddpm_hf.hub.push import prepare_once
 from ddpm_hf.hub.repository import Repository
-from ddpm_hf.launch import differences_from_launcher, environment
+from ddpm_hf.launch import decided_by_main, differences_from_launcher, environment
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import seed_from
 from ddpm_hf.sampling.denoising import network_of, no_class_of
@@ -26,7 +26,9 @@ from ddpm_hf.training.checkpoint_files import record_of, step_of
 from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, restore
 from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.evaluation import SampleEvaluation
+from ddpm_hf.training.folder import refuse_to_replace
 from ddpm_hf.training.idle import idle_settings, without_effect
+from ddpm_hf.training.needs import check_batch, check_needs
 from ddpm_hf.training.optimization import check_fit, make_optimizer, prepare_network
 from ddpm_hf.training.publish import download_checkpoint
 from ddpm_hf.training.settings import Config, changes, refused_changes
@@ -97,7 +99,9 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         datasets.disable_progress_bars()
     place, notes = environment(accelerator), differences_from_launcher(accelerator)
     notes += idle_settings(config).values()
+    check_needs(config, accelerator)
     data = data or load_image_data(config.data, show_progress)
+    check_batch(data.shape, training, accelerator)
     torch.manual_seed(seed_from("weights", config.seed))
     unet = UNet2DModel(**config.model)
     scheduler = DDPMScheduler(**config.diffusion)
@@ -118,6 +122,8 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     checkpoints = Checkpoints(config.output_dir / "checkpoints", training.checkpoints_total_limit, accelerator)
     resumed, broken = _checkpoint(config.resume, checkpoints)
     notes += broken
+    if config.resume != "never" and (resumed is None or resumed.parent.resolve() != checkpoints.folder.resolve()):
+        decided_by_main(accelerator, lambda: refuse_to_replace(config.output_dir, config.to_dict()))
     record = _accepted(resumed, config, data) if resumed else {}
 
     prepare_network(unet, training)
