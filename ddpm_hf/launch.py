@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -184,6 +184,26 @@ def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
         raise found[1]
     decided: T = found[0]
     return decided
+
+
+def each_on_its_own(accelerator: Accelerator, work: Callable[[], object]) -> None:
+    """Work in which no process waits for another. At its end all know whether it went well everywhere.
+
+    Args:
+        accelerator: The processes, which must all call this.
+        work: The part of this process.
+
+    Raises:
+        Exception: on all of them, what was raised on the first process on which anything was.
+    """
+    failure = None
+    try:
+        work()
+    except Exception as error:  # whatever it is, the others will wait for this process
+        failure = error
+    for failed in gather_object([failure]):
+        if failed is not None:
+            raise failed
 
 
 def compute_in_shares(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ddpm_hf.files import write_json
+from ddpm_hf.files import is_temporary, remove_temporaries, write_json
 
 FILE = "manifest.json"
 
@@ -31,8 +31,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); remove it, or give another --output") from error
     if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
         raise ValueError(f"{path} is no manifest of this program; give another --output")
@@ -47,15 +47,32 @@ def check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
     """
     found = read_manifest(folder)
     if found is None:
-        strangers = sorted(path.name for path in folder.iterdir())[:3] if folder.is_dir() else []
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        strangers = [name for name in names if not is_temporary(Path(name))]  # which a killed process left
         if strangers:
-            raise ValueError(f"{folder} holds {', '.join(strangers)} and no {FILE}; give an empty or new --output")
+            raise ValueError(f"{folder} holds {', '.join(strangers[:3])} and no {FILE}; give an empty or new --output")
         return
     old, new = found["settings"], json.loads(json.dumps(settings))
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if differing:
         changes = ", ".join(f"{key} {_brief(old.get(key))} -> {_brief(new.get(key))}" for key in differing)
         raise ValueError(f"{folder} holds results of other settings ({changes}); give another --output")
+
+
+def claim(folder: Path, settings: dict[str, Any], environment: dict[str, Any]) -> None:
+    """Take a folder for results of these settings: clear away what a killed process left, and write the manifest.
+
+    Args:
+        folder: Made if it is not there. No process may be writing into it.
+        settings: Those that decide what the results are.
+        environment: Machine, versions, processes.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    check_same_settings(folder, settings)
+    remove_temporaries(folder)
+    write_manifest(folder, settings, environment)
 
 
 def write_manifest(

@@ -33,6 +33,11 @@ TINY = [
     *("--evaluation.timestep_spacing", "trailing", "--training.sample_every", "null", "--quiet"),
 ]
 
+SCORED_BRIEFLY = [
+    *("--training.checkpoint_every", "2", "--training.log_every", "1", "--training.lr_schedule", "constant"),
+    *("--evaluation.extractor", "digits", "--evaluation.every", "2"),
+]
+
 _context = multiprocessing.get_context("forkserver")
 # With all that commands load once they have parsed their settings.
 _context.set_forkserver_preload(["ddpm_hf.training.run", "ddpm_hf.cli.drawing", "ddpm_hf.cli.scoring", "tests.runs"])

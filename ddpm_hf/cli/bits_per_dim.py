@@ -14,20 +14,23 @@ from ddpm_hf.manifest import weights_hash
 from ddpm_hf.metrics.bits_per_dim import Likelihood, bits_per_dim
 from ddpm_hf.metrics.evaluation import Score
 from ddpm_hf.metrics.figures import save_bound
-from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
+from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.sampling.denoising import image_shape
 
 
-def load_model(name: str, reference: ImageData) -> DDPMCustomPipeline:
-    """The pipeline of a folder or Hub id.
+def load_model(name: str, folder: str, reference: ImageData) -> DDPMCustomPipeline:
+    """The pipeline in a folder.
+
+    Args:
+        name: The model's, for messages.
+        folder: Where it is on this machine.
+        reference: The images that it is to be scored on.
 
     Raises:
         ValueError: its images have another shape than the reference's, or it is class-conditional and the reference
             has no labels.
-        FileNotFoundError: it is not there.
     """
-    check_local_folder(Path(name))
-    pipe: DDPMCustomPipeline = DDPMCustomPipeline.from_pretrained(name)
+    pipe: DDPMCustomPipeline = DDPMCustomPipeline.from_pretrained(folder)
     shape = image_shape(pipe.unet)
     if shape != reference.shape:
         raise ValueError(

@@ -7,7 +7,6 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,18 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ddpm_hf.cli.downloads import local_folder
 from ddpm_hf.cli.sample import SampleConfig, classes_of
 from ddpm_hf.cli.show import save, show
 from ddpm_hf.command_line import fail
 from ddpm_hf.files import check_writable
 from ddpm_hf.hub.push import command_to_finish, prepare_once, samples_push
-from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository, told_in_one_sentence
-from ddpm_hf.launch import environment, own_share, start_processes
-from ddpm_hf.manifest import FILE, check_same_settings, weights_hash, write_manifest
-from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
+from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository
+from ddpm_hf.launch import decided_by_main, each_on_its_own, environment, own_share, start_processes
+from ddpm_hf.manifest import FILE, check_same_settings, claim, weights_hash
+from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.sampling.denoising import SamplingOptions, image_shape, no_class_of, step_options_of
 from ddpm_hf.sampling.image_files import PNGFolder, sample_files
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
@@ -69,8 +68,8 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         ValueError: the settings do not fit the model or what the folder holds.
         OSError: the images cannot be written.
     """
-    check_writable("--output", config.output / FILE)
-    pipe, commit = load_pipeline(config)
+    decided_by_main(accelerator, lambda: check_writable("--output", config.output / FILE))
+    pipe, commit = load_pipeline(config, accelerator)
     pipe.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     if config.compile:
@@ -97,44 +96,40 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
     options = SamplingOptions(config.eta, config.guidance_scale, batch_size=config.batch_size)
     step_options_of(pipe.scheduler, options)  # refuses one that the scheduler lacks, before anything is written
     check_start(pipe.scheduler)
-    check_same_settings(config.output, settings)
+    decided_by_main(accelerator, lambda: check_same_settings(config.output, settings))
     if config.show is not None:
         if not accelerator.is_main_process:
             return ""
         pictures = show(config.show, pipe.unet, pipe.scheduler, seeds, labels, options)
-        write_manifest(config.output, settings, environment(accelerator))
+        claim(config.output, settings, environment(accelerator))
         return save(pictures, config.output)
     if config.push_to_hub:
         prepare_once(Repository(config.push_to_hub, "dataset", config.hub_private_repo), accelerator)
     files = sample_files(config.output, config.format)
-    if accelerator.is_main_process:
+
+    def look() -> npt.NDArray[np.bool_]:
         files.remove_temporaries()
-    missing = files.missing(seeds)
+        missing = files.missing(seeds)
+        check_room(config, int(missing.sum()), image_shape(pipe.unet))
+        claim(config.output, settings, environment(accelerator))
+        return missing
+
+    missing = decided_by_main(accelerator, look)  # so that all share out the same batches
     batches = [
         seeds[start : start + config.batch_size]
         for start in range(0, len(seeds), config.batch_size)
         if missing[start : start + config.batch_size].any()
     ]
     count = int(missing.sum())
-    check_room(config, count, image_shape(pipe.unet))
-    accelerator.wait_for_everyone()  # all have looked before anyone writes, so they share out the same batches
-    if accelerator.is_main_process:
-        write_manifest(config.output, settings, environment(accelerator))
 
     started = time.perf_counter()
-    problem = None
     try:
-        _draw(config, accelerator, pipe, files, batches, missing, labels)
+        each_on_its_own(accelerator, lambda: _draw(config, accelerator, pipe, files, batches, missing, labels))
     except (ValueError, OSError) as error:
-        problem = str(error)
-    # The main process speaks for all, and none waits for one that has failed.
-    problems = [one for one in gather_object([problem]) if one is not None]
-    if problems:
         made = count - int(files.missing(seeds).sum())
-        raise OSError(f"{problems[0]}; {made} of {count} images were made and stay, and the same command goes on")
+        raise OSError(f"{error}; {made} of {count} images were made and stay, and the same command goes on") from error
     seconds = time.perf_counter() - started
-    if accelerator.is_main_process:
-        files.finish(seeds, labels)
+    decided_by_main(accelerator, lambda: files.finish(seeds, labels))
     if not count:
         return f"all {len(seeds)} images were there"
     kept = f", {len(seeds) - count} were there" if count < len(seeds) else ""
@@ -169,14 +164,9 @@ def check_room(config: SampleConfig, count: int, shape: tuple[int, int, int]) ->
         )
 
 
-def load_pipeline(config: SampleConfig) -> tuple[DDPMCustomPipeline, str | None]:
+def load_pipeline(config: SampleConfig, accelerator: Accelerator) -> tuple[DDPMCustomPipeline, str | None]:
     """The pipeline with the wanted scheduler, and the commit it came from, for a model on the Hub."""
-    folder, commit = config.model, None
-    check_local_folder(Path(config.model))
-    if not Path(config.model).exists():
-        with told_in_one_sentence(config.model):
-            folder = DDPMCustomPipeline.download(config.model, revision=config.revision)
-        commit = Path(folder).name
+    folder, commit = local_folder(config.model, config.revision, accelerator)
     pipe = DDPMCustomPipeline.from_pretrained(folder, dtype=DTYPES[config.dtype])
     own = pipe.scheduler.config
     if config.scheduler is not None:

@@ -15,14 +15,15 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ddpm_hf.cli.bits_per_dim import described, load_model, score_model
+from ddpm_hf.cli.downloads import local_folder
 from ddpm_hf.cli.evaluate import EvaluateConfig
 from ddpm_hf.command_line import fail
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageData, load_cached_images
 from ddpm_hf.files import check_writable, is_temporary, sha256_of, write_json, write_text
 from ddpm_hf.images import save_png
-from ddpm_hf.launch import environment, start_processes
-from ddpm_hf.manifest import check_same_settings, read_manifest, write_manifest
+from ddpm_hf.launch import decided_by_main, environment, start_processes
+from ddpm_hf.manifest import claim, read_manifest
 from ddpm_hf.metrics.evaluation import Evaluation, Results, Score
 from ddpm_hf.metrics.extractors import load_extractor
 from ddpm_hf.metrics.reference import FeatureExtraction, Statistics, fingerprint_of
@@ -87,7 +88,7 @@ def evaluate_model(config: EvaluateConfig, accelerator: Accelerator) -> Files:
     """
     show_progress = _shows_progress(config, accelerator)
     name, reference = str(config.model), _load_data(config, show_progress)
-    pipe = load_model(name, reference)
+    pipe = load_model(name, local_folder(name, None, accelerator)[0], reference)
     settings = {
         **described(name, pipe, config.likelihood),
         "reference": _described_reference(config, reference.fingerprint, len(reference)),
@@ -248,10 +249,7 @@ def _shows_progress(config: EvaluateConfig, accelerator: Accelerator) -> bool:
 
 def _claim(config: EvaluateConfig, settings: dict[str, Any], accelerator: Accelerator) -> None:
     """See that the folder is free or of the same settings, and write the manifest."""
-    check_same_settings(config.output, settings)
-    accelerator.wait_for_everyone()  # all have looked before anyone writes
-    if accelerator.is_main_process:
-        write_manifest(config.output, settings, environment(accelerator))
+    decided_by_main(accelerator, lambda: claim(config.output, settings, environment(accelerator)))
 
 
 def _results(config: EvaluateConfig, results: Results, settings: dict[str, Any]) -> Files:
@@ -271,8 +269,10 @@ def _check_writable(config: EvaluateConfig, accelerator: Accelerator) -> None:
     Raises:
         ValueError: one cannot.
     """
-    if not accelerator.is_main_process:
-        return
-    check_writable("--output", config.output / "metrics.json")
-    if config.save_statistics is not None:
-        check_writable("--save_statistics", config.save_statistics)
+
+    def check() -> None:
+        check_writable("--output", config.output / "metrics.json")
+        if config.save_statistics is not None:
+            check_writable("--save_statistics", config.save_statistics)
+
+    decided_by_main(accelerator, check)

@@ -120,7 +120,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     sampler = evaluation_sampler(config, scheduler, accelerator)
     evaluation = SampleEvaluation(config, data, sampler, accelerator, show_progress)
     checkpoints = Checkpoints(config.output_dir / "checkpoints", training.checkpoints_total_limit, accelerator)
-    resumed, broken = _checkpoint(config.resume, checkpoints)
+    resumed, broken = _checkpoint(config.resume, checkpoints, accelerator)
     notes += broken
     if config.resume != "never" and (resumed is None or resumed.parent.resolve() != checkpoints.folder.resolve()):
         decided_by_main(accelerator, lambda: refuse_to_replace(config.output_dir, config.to_dict()))
@@ -184,11 +184,14 @@ def _saved_scheduler(config: Config, scheduler: DDPMScheduler) -> DDPMScheduler 
     return saved
 
 
-def _checkpoint(resume: str, checkpoints: Checkpoints) -> tuple[Path | None, list[str]]:
-    """The checkpoint to resume from, and notes about others."""
+def _checkpoint(resume: str, checkpoints: Checkpoints, accelerator: Accelerator) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from, the same on all processes, and notes about others."""
     if not resume.startswith("hub:"):
         return checkpoints.find(resume)
-    downloaded = download_checkpoint(resume)
+    # The branch may move, or the network fail, between the looks of two processes.
+    downloaded = decided_by_main(accelerator, lambda: download_checkpoint(resume))
+    if not downloaded.exists():  # on another machine than the main process; its cache is named by commits
+        downloaded = download_checkpoint(f"{resume.partition('@')[0]}@{downloaded.parent.name}")
     here, notes = checkpoints.newest()
     return (here if here and step_of(here) >= step_of(downloaded) else downloaded), notes
 

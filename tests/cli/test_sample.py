@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, UNet2DModel
@@ -188,7 +189,7 @@ def test_every_scheduler_draws_each_batch_from_a_fresh_start(model: Path, name: 
 
     def images(batch_size: int) -> Tensor:
         config = sample.SampleConfig(str(model), Path("unused"), scheduler=name)
-        pipe, _ = drawing.load_pipeline(config)
+        pipe, _ = drawing.load_pipeline(config, Accelerator(cpu=True))
         pipe.set_progress_bar_config(disable=True)
         seeds = [range(start, start + batch_size) for start in range(0, 4, batch_size)]
         return torch.cat([pipe(seeds=part, num_inference_steps=5, output_type="uint8").images for part in seeds])

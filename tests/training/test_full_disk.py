@@ -13,13 +13,10 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.training import run
 from ddpm_hf.training.log import MetricsLog
-from tests.runs import ended, finished, log_of, tensors_of
+from tests.runs import SCORED_BRIEFLY, ended, finished, log_of, tensors_of
 
 FULL = "No space left on device"
-SCORED = [
-    *("--training.steps", "4", "--training.checkpoint_every", "2", "--training.log_every", "1"),
-    *("--evaluation.extractor", "digits", "--evaluation.every", "2"),
-]
+SCORED = [*SCORED_BRIEFLY, "--training.steps", "4"]
 
 
 def no_space(*_: Any, **__: Any) -> None:
