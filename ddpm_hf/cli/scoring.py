@@ -18,6 +18,7 @@ from ddpm_hf.cli.bits_per_dim import described, load_model, score_model
 from ddpm_hf.cli.downloads import local_folder
 from ddpm_hf.cli.evaluate import EvaluateConfig
 from ddpm_hf.command_line import fail
+from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageData, load_cached_images
 from ddpm_hf.files import check_writable, is_temporary, sha256_of, write_json, write_text
@@ -29,7 +30,6 @@ from ddpm_hf.metrics.extractors import load_extractor
 from ddpm_hf.metrics.reference import FeatureExtraction, Statistics, fingerprint_of
 from ddpm_hf.metrics.results import markdown_table, nearest_picture
 from ddpm_hf.metrics.table import METRICS, fewest_images
-from ddpm_hf.sampling.image_files import load_images
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ A process that dies lets go of its lock, and the next one starts over.
 import hashlib
 import json
 import logging
+import math
 import re
+import shutil
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -56,12 +58,14 @@ class CachedImages:
         labels: int64 ``(N,)`` with -1 for none; None where the data set has no column of them.
         fingerprint: A hash of the images and labels themselves.
         corrupt: Place and reason for each image left out.
+        rounded: Images of 16 bits, which are rounded to 8.
     """
 
     images: Tensor
     labels: Tensor | None
     fingerprint: str
     corrupt: list[str]
+    rounded: int
 
 
 def cached_images(
@@ -102,7 +106,7 @@ def cached_images(
     assert found is not None, f"{cache} is gone as soon as it was made"
     _judge(rows, found.corrupt, on_corrupt)
     if found.corrupt:
-        logger.warning(_sentence(rows, found.corrupt, f"they are left out (all are named in {cache / 'info.json'})"))
+        logger.warning(sentence_of(rows, found.corrupt, f"they are left out (all are named in {cache / 'info.json'})"))
     return found
 
 
@@ -139,10 +143,13 @@ def _build(rows: Rows, transform: Transform, building: Path, on_corrupt: OnCorru
 
 def _write(rows: Rows, transform: Transform, building: Path, show_progress: bool) -> dict[str, Any]:
     """Decode all rows in order into the folder, a few chunks in memory at a time."""
+    _check_room(rows, transform, building.parent)
     settled = settle(rows, transform)
+    rows.rounded.clear()
+    _check_room(rows, settled, building.parent)
     digest, labels, corrupt = hashlib.sha256(), array("q"), list[str]()
     with (building / "images.bin").open("wb") as file, _bar(rows, show_progress) as bar:
-        for chunk in _decoded(rows, settled):
+        for chunk in decoded(rows, settled):
             for pixels, label in chunk:
                 if isinstance(pixels, str):
                     corrupt.append(pixels)
@@ -164,11 +171,26 @@ def _write(rows: Rows, transform: Transform, building: Path, show_progress: bool
         "shape": shape,
         "fingerprint": hashlib.sha256(f"{shape}{digest.hexdigest()}".encode()).hexdigest()[:32],
         "corrupt": corrupt,
+        "rounded": len(rows.rounded),
     }
 
 
-def _decoded(rows: Rows, transform: Transform) -> Iterator[list[ReadRow]]:
-    """Chunks of rows, in order."""
+def _check_room(rows: Rows, transform: Transform, folder: Path) -> None:
+    """Raise ValueError where the decoded images will not fit on the disk, as far as their shape is known."""
+    side = transform.resolution
+    shape = transform.shape or ((transform.channels or 1, side, side) if side else (0, 0, 0))
+    needed, free = len(rows.dataset) * math.prod(shape), shutil.disk_usage(folder).free
+    if needed > free:
+        fits = max(1, math.isqrt(free // (len(rows.dataset) * shape[0])))
+        raise ValueError(
+            f"{len(rows.dataset)} images of {' x '.join(map(str, shape))} of {rows.name!r} take {needed / 2**30:,.1f} "
+            f"GiB, and {free / 2**30:,.1f} GiB are free in {folder}; give data.resolution {fits} or less, "
+            "data.cache_dir on a larger disk, or data.streaming true"
+        )
+
+
+def decoded(rows: Rows, transform: Transform) -> Iterator[list[ReadRow]]:
+    """Chunks of rows, in order, read by several threads."""
 
     def work(first: int, chunk: list[dict[str, Any]]) -> list[ReadRow]:
         results: list[ReadRow] = []
@@ -206,6 +228,7 @@ def _open(cache: Path) -> CachedImages | None:
             labels=torch.from_numpy(np.load(labels, allow_pickle=False)) if info["columns"][1] is not None else None,
             fingerprint=info["fingerprint"],
             corrupt=info["corrupt"],
+            rounded=info.get("rounded", 0),
         )
     except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, AttributeError):  # JSON of any other form
         return None
@@ -214,12 +237,13 @@ def _open(cache: Path) -> CachedImages | None:
 def _judge(rows: Rows, corrupt: list[str], on_corrupt: OnCorrupt) -> None:
     """Raise ValueError where the corrupt images are too many."""
     if len(corrupt) == len(rows.dataset):
-        raise ValueError(_sentence(rows, corrupt, f"is data.image_column {rows.image_column!r} the right one?"))
+        raise ValueError(sentence_of(rows, corrupt, f"is data.image_column {rows.image_column!r} the right one?"))
     if corrupt and on_corrupt == "error":
-        raise ValueError(_sentence(rows, corrupt, "repair them, or give data.on_corrupt skip to leave them out"))
+        raise ValueError(sentence_of(rows, corrupt, "repair them, or give data.on_corrupt skip to leave them out"))
 
 
-def _sentence(rows: Rows, corrupt: list[str], then: str) -> str:
+def sentence_of(rows: Rows, corrupt: list[str], then: str) -> str:
+    """How many images are corrupt, the first of them by name and reason, and what to do."""
     more = f"; and {len(corrupt) - NAMED} more" if len(corrupt) > NAMED else ""
     counted = f"{len(corrupt)} of the {len(rows.dataset)} images of {rows.name!r} cannot be decoded"
     return f"{counted}: {'; '.join(corrupt[:NAMED])}{more}; {then}"

@@ -47,6 +47,7 @@ class DataConfig:
     shuffle_buffer: int = 10_000
 
     def __post_init__(self) -> None:
+        check(bool(self.name.strip()), "data.name", repr(self.name), "a file, a folder or the id of a Hub data set")
         check(self.resolution is None or self.resolution >= 1, "data.resolution", self.resolution, "at least 1")
         check(self.center_crop >= 0, "data.center_crop", self.center_crop, "true, false or a number of pixels")
         check(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddpm_hf.data.decoding import WORKERS, CorruptImageError, OnCorrupt, Rows, Transform, settle
+from ddpm_hf.data.loading import Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ class StreamedImages:
     image is an error.
 
     Args:
-        rows: The data set, streamed.
-        source: Stands for the data set's files.
+        loaded: The data set, streamed, with what stands for its files.
+        rows: Its columns.
         transform: What is done to each image; not yet settled.
         num_classes: Labels are below it; None without labels.
         shuffle_buffer: Rows among which the stream is shuffled.
@@ -48,7 +49,8 @@ class StreamedImages:
     Attributes:
         name: The data set.
         shape: ``(C, H, W)``, from the first readable image.
-        fingerprint: A hash of ``source``, the transform and the buffer.
+        fingerprint: A hash of the files' content, the transform and the buffer.
+        remark: What was left out or is not as it may seem, for the start of a run.
 
     Raises:
         ValueError: there is no readable image, or the first does not go with the settings.
@@ -56,8 +58,8 @@ class StreamedImages:
 
     def __init__(
         self,
+        loaded: Loaded,
         rows: Rows,
-        source: str,
         transform: Transform,
         num_classes: int | None,
         shuffle_buffer: int,
@@ -79,8 +81,10 @@ class StreamedImages:
         self.name = rows.name
         self.shape = self._transform.shape
         self.num_classes = num_classes
-        parts = [source, rows.image_column, rows.label_column, asdict(transform), shuffle_buffer, self.shape]
-        self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        self.remark = loaded.remark
+        self._loaded = loaded
+        self._parts = [rows.image_column, rows.label_column, asdict(transform), shuffle_buffer, self.shape]
+        self.fingerprint = self._fingerprint(loaded.source)
 
         self._seed: int | None = None  # of the stream that is open
         self._pass = 0
@@ -88,6 +92,14 @@ class StreamedImages:
         self._position = 0  # rows read, over all passes
         self._pass_length: int | None = None  # not known before the end of a pass
         self._held: tuple[tuple[int, int, int], list[dict[str, Any]]] | None = None
+
+    def was(self, fingerprint: str) -> bool:
+        """Whether an earlier version gave this data set ``fingerprint``, which did not follow the files' content."""
+        source = self._loaded.source_before()
+        return source is not None and self._fingerprint(source) == fingerprint
+
+    def _fingerprint(self, source: str) -> str:
+        return hashlib.sha256(json.dumps([source, *self._parts]).encode()).hexdigest()[:32]
 
     def batch(self, step: int, batch_size: int, start: int, stop: int, seed: int) -> tuple[Tensor, Tensor | None]:
         """Samples ``start`` to ``stop - 1`` of the global batch of ``step``.

@@ -1,20 +1,16 @@
 """Generated images on disk, so that a killed run starts again with what is missing: PNG, npz or parquet."""
 
-import io
-import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet
-import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_hf.files import check_hashes, is_temporary, remove_temporaries, write_hashes, written_whole
+from ddpm_hf.files import check_hashes, remove_temporaries, write_hashes, written_whole
 from ddpm_hf.images import save_png, to_pil
 
 FORMATS = ("png", "npz", "parquet")
@@ -132,77 +128,6 @@ class OneFile(PNGFolder):
 def sample_files(folder: Path, kind: str) -> PNGFolder:
     """The files of one of `FORMATS` in a folder."""
     return PNGFolder(folder) if kind == "png" else OneFile(folder, kind)
-
-
-def load_images(source: Path) -> Tensor:
-    """Images as this program or another one has left them, uint8 ``(N, C, H, W)``.
-
-    Args:
-        source: A folder of PNG or JPEG files, at any depth, in the order of their paths; an ``.npz`` of ADM's layout; a
-            ``.parquet`` file or a folder of them with a column ``image``; or a folder that `sample_files` wrote.
-
-    Raises:
-        ValueError: there are none, they cannot be read, or they differ in size or colour.
-    """
-    if source.is_dir():
-        check_hashes(source)
-        if (source / "samples.npz").exists():
-            return load_images(source / "samples.npz")
-        tables = sorted(path for path in source.rglob("*.parquet") if not is_temporary(path.relative_to(source)))
-        if tables:
-            return _stack([row for path in tables for row in _rows(path)], source)
-        files = (path for ending in ("png", "jpg", "jpeg") for path in source.rglob(f"*.{ending}"))
-        return _stack([(str(path), path) for path in sorted(files) if not path.name.startswith(".")], source)
-    if source.suffix == ".npz" and source.exists():
-        try:
-            with np.load(source, allow_pickle=False) as file:
-                images = file["arr_0"]
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{source} has no array arr_0 of images as ADM's files have ({error})") from error
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise ValueError(
-                f"arr_0 of {source} is {images.dtype} of shape {images.shape} and must be uint8 (N, H, W, C), 0 to 255"
-            )
-        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    if source.suffix == ".parquet" and source.exists():
-        return _stack(_rows(source), source)
-    raise ValueError(f"{source} is no folder of images, .npz or .parquet file")
-
-
-def _rows(path: Path) -> list[tuple[str, io.BytesIO]]:
-    """The images of a parquet file, encoded, each with its place for messages."""
-    try:
-        column = pyarrow.parquet.read_table(path, columns=["image"]).column("image")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as parquet with a column 'image': {error}") from error
-    return [(f"{path}, row {i}", io.BytesIO(row["bytes"].as_py())) for i, row in enumerate(column)]
-
-
-def _stack(pictures: Sequence[tuple[str, Path | io.BytesIO]], source: Path) -> Tensor:
-    images: Tensor | None = None
-    for i, (name, file) in enumerate(pictures):
-        try:
-            with Image.open(file) as picture:
-                pixels = np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
-        except OSError as error:
-            raise ValueError(f"{name} cannot be read as an image: {error}") from error
-        image = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
-        if images is None:
-            images = torch.empty(len(pictures), *image.shape, dtype=torch.uint8)
-        elif image.shape != images.shape[1:]:
-            raise ValueError(
-                f"{name} is {_size(image)} and the first image of {source} is {_size(images[0])}; all must have one "
-                "size and colour"
-            )
-        images[i] = image
-    if images is None:
-        raise ValueError(f"{source} holds no PNG, JPEG, npz or parquet images")
-    return images
-
-
-def _size(image: Tensor) -> str:
-    channels, height, width = image.shape
-    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
 
 
 def _is_whole(path: Path) -> bool:

@@ -40,7 +40,10 @@ def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, tr
         )
     if config.num_class_embeds is not None:
         if data.num_classes is None:
-            raise ValueError(f"model.num_class_embeds is set, but {data.name!r} has no labels; set it to null")
+            raise ValueError(
+                f"model.num_class_embeds is set, but {data.name!r} has no labels; give data.label_column where a "
+                "column of it holds them, or set that to null"
+            )
         if data.num_classes > config.num_class_embeds:
             raise ValueError(
                 f"{data.name!r} has labels up to {data.num_classes - 1} and model.num_class_embeds is "

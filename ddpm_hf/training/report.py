@@ -3,17 +3,18 @@
 import math
 from typing import Any
 
+from ddpm_hf.data.sources import ImageData, ImageSource
+from ddpm_hf.data.streaming import StreamedImages
 from ddpm_hf.metrics.evaluation import Results
 from ddpm_hf.training.setup import Setup
 
 
 def described(setup: Setup) -> str:
     """Summary of the run before it starts, for a person to read."""
-    channels, height, width = setup.data.shape
     parameters = sum(parameter.numel() for parameter in setup.state.unet.parameters())
     training, place = setup.config.training, setup.environment
     lines = [
-        f"{setup.data.name}: images of {channels} x {height} x {width}; UNet2DModel with {parameters:,} parameters; "
+        f"{_described_data(setup.data)}; UNet2DModel with {parameters:,} parameters; "
         f"{training.steps} steps of {training.batch_size} images",
         f"{place['processes']} process(es) on {place['device']}, {place['threads_per_process']} thread(s) each, "
         f"{setup.batches.micro_batch_size} images per process and pass, {training.gradient_accumulation_steps} "
@@ -24,6 +25,14 @@ def described(setup: Setup) -> str:
     if setup.resumed:
         lines.append(f"going on from {setup.resumed}, after step {setup.state.step} of {training.steps}")
     return "\n".join(lines)
+
+
+def _described_data(data: ImageSource) -> str:
+    """How many images and classes were found, and what was left out."""
+    count = f"{len(data)} images" if isinstance(data, ImageData) else "images"
+    classes = "" if data.num_classes is None else f" in {data.num_classes} classes"
+    remark = f"; {data.remark}" if isinstance(data, ImageData | StreamedImages) and data.remark else ""
+    return f"{data.name}: {count} of {' x '.join(map(str, data.shape))}{classes}{remark}"
 
 
 def _described_evaluation(setup: Setup) -> str:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from ddpm_hf.data.batches import Batches, ClassLabels
 from ddpm_hf.data.sources import ImageSource, load_image_data
+from ddpm_hf.data.streaming import StreamedImages
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
 from ddpm_hf.hub.push import prepare_once
@@ -207,7 +208,7 @@ def _accepted(checkpoint: Path, config: Config, data: ImageSource) -> dict[str, 
             f"{checkpoint} was trained with other settings ({diff}); go on with those, or start another run with "
             "another --output_dir (or in this one, replacing what is there, with --resume never)"
         )
-    if record["data"] != data.fingerprint:
+    if record["data"] != data.fingerprint and not (isinstance(data, StreamedImages) and data.was(record["data"])):
         raise ValueError(
             f"{checkpoint} was trained on other images than {data.name!r} holds now; give it the same ones, "
             "or start another run with another --output_dir"

@@ -266,11 +266,11 @@ def empty(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (empty, "holds no PNG, JPEG, npz or parquet images"),
+        (empty, "holds no images; expected images, samples.npz or parquet"),
         (lambda folder: folder / "nowhere", "is no folder of images, .npz or .parquet file"),
-        (mixed_sizes, "zz.png is 9x8 grey and the first image of"),
-        (grey_and_colour, "zz.png is 8x8 RGB and the first image of"),
-        (half_a_png, "000005.png cannot be read as an image"),
+        (mixed_sizes, "zz.png) of"),
+        (grey_and_colour, "is in colour and the first one is grey; all must have one size and colour"),
+        (half_a_png, "row 5 (000000/000005.png): image file is truncated; repair them, or take them out"),
         (lambda folder: write(folder, fakes(3)), "holds 3 images, and 4 are wanted"),
         (in_colour, "has images of (3, 8, 8) and digits of (1, 8, 8)"),
         (not_numbers, "is float64 of shape (9, 8, 8, 1) and must be uint8"),

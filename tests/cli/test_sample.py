@@ -23,7 +23,8 @@ from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, UNet2DModel
 from ddpm_hf.cli import drawing, sample
 from ddpm_hf.cli.drawing import check_room
 from ddpm_hf.cli.sample import SampleConfig, classes_of
-from ddpm_hf.sampling.image_files import PNGFolder, load_images
+from ddpm_hf.data.sample_sets import load_images
+from ddpm_hf.sampling.image_files import PNGFolder
 from ddpm_hf.sampling.samplers import SAMPLERS
 from tests.networks import TWO_LEVELS
 from tests.runs import Started

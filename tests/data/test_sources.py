@@ -116,10 +116,11 @@ def test_splits_columns_and_transform_are_those_of_the_settings(tmp_path: Path) 
 BAD_COLUMNS = [
     ({}, r"several columns of images, \['picture', 'mask'\]; give data.image_column"),
     ({"image_column": "photo"}, r"data.image_column is 'photo', and the columns of .* are \['picture', 'mask', 'text'"),
-    ({"image_column": "text"}, r"data.image_column is 'text', a column of .*string.* and not of images"),
+    ({"image_column": "rank"}, r"data.image_column is 'rank', a column of .*int64.* and not of images"),
+    ({"image_column": "text"}, r"2 of the 2 images .* cannot be decoded: row 0 \(a\): there is no such file; "),
     (
-        {"image_column": "mask", "label_column": "text"},
-        r"data.label_column is 'text', a column of .* not of class labels",
+        {"image_column": "mask", "label_column": "size"},
+        r"data.label_column is 'size', a column of .* not of class labels",
     ),
     ({"image_column": "mask", "label_column": "class"}, r"data.label_column is 'class', and the columns of"),
     (
@@ -139,6 +140,7 @@ def test_columns_that_are_not_there_or_not_clear_are_refused(
         mask=(datasets.Image(), make_images("L", [(4, 4)] * 2)),
         text=(datasets.Value("string"), ["a", "b"]),
         rank=(datasets.Value("int64"), [0, None]),
+        size=(datasets.Value("float32"), [0, 1]),
     )
     with pytest.raises(ValueError, match=said):
         load(path, **settings)
@@ -177,9 +179,9 @@ def test_what_cannot_be_loaded_is_refused_with_a_sentence(tmp_path: Path, stream
     folder = write_folder(tmp_path / "set", 1)
     for settings, reason in [
         ({"name": "digits", "split": "validation"}, r"split 'validation' of the data set 'digits' .*'train', 'test'"),
-        ({"name": "nowhere.parquet"}, r"'nowhere\.parquet' cannot be loaded: Unable to find"),
-        ({"name": str(tmp_path / "nowhere")}, r"nowhere' cannot be loaded: Couldn't find any data file"),
-        ({"name": str(tmp_path / "empty")}, r"empty' cannot be loaded: .* doesn't contain any data files"),
+        ({"name": "nowhere.parquet"}, r"'nowhere\.parquet' cannot be loaded: there is no such file"),
+        ({"name": str(tmp_path / "nowhere")}, r"nowhere' cannot be loaded: there is no such file or folder"),
+        ({"name": str(tmp_path / "empty")}, r"empty' cannot be loaded: the folder holds no images"),
         ({"name": "nobody/nothing"}, r"'nobody/nothing' cannot be loaded: Couldn't reach 'nobody/nothing' on the Hub"),
         (
             {"name": str(tmp_path / "broken.parquet")},

@@ -82,7 +82,7 @@ def test_a_resumed_run_sees_what_the_unbroken_one_sees(name: str, step: int, mon
     resumed = stream(name)
     decoded: list[object] = []
     decode = decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda content: (decoded.append(content), decode(content))[1])
+    monkeypatch.setattr(decoding, "decode", lambda *content: (decoded.append(content), decode(*content))[1])
     assert same(samples(resumed, range(step, 20)), unbroken[step:])
     assert len(decoded) == BATCH * (20 - step)  # what was skipped was not decoded
 

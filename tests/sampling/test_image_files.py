@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_hf.sampling.image_files import load_images, sample_files
+from ddpm_hf.data.sample_sets import load_images
+from ddpm_hf.sampling.image_files import sample_files
 
 SEEDS = range(4)
 IMAGES = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ import torch
 import ddpm_hf.files
 import ddpm_hf.training.checkpoints
 from ddpm_hf import DDPMCustomPipeline
-from ddpm_hf.data.sources import DIGITS
+from ddpm_hf.data.loading import DIGITS
 from tests.runs import Started, ended, finished, log_of, measured, tensors_of
 
 STEPS = 40

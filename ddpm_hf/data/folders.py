@@ -1,0 +1,155 @@
+"""What a folder of images holds: its images, their splits and classes, and all that is not read."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+Image.init()
+_NOT_PICTURES = {".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".grib", ".bufr", ".fit", ".fits"}
+ENDINGS = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN} - _NOT_PICTURES
+"""What the names of images end in, in any case."""
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TABLES = (".parquet", ".arrow")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
+
+# Size, times and number of a file. All systems count ctime up at each change and let no program set it.
+State = tuple[int, ...]
+
+
+@dataclass
+class FolderOfImages:
+    """The files of a folder, at any depth, by their paths below it with slashes between, in the order of these.
+
+    Args:
+        path: The folder.
+        images: Images and their states; a link that leads nowhere has an empty one.
+        metadata: Files that describe images, in the form of datasets' imagefolder.
+        tables: Parquet and arrow files.
+        archives: Packed files.
+        others: How many of each other kind there are.
+    """
+
+    path: Path
+    images: dict[str, State] = field(default_factory=dict)
+    metadata: dict[str, State] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def not_read(self, *more: str) -> str:
+        """What is left out, counted, such as "3 .txt, 1 hidden"; empty for nothing."""
+        packed = Counter(PurePosixPath(path).suffix.lower() for path in self.archives)
+        kinds = sorted((self.others + packed).items())
+        return ", ".join([*more, *(f"{count} {kind}" for kind, count in kinds)])
+
+
+def list_folder(folder: Path) -> FolderOfImages:
+    """All that a folder holds. Links are followed; names that begin with "." or "__" are hidden.
+
+    Raises:
+        ValueError: a folder cannot be read, or a name cannot be handled.
+    """
+    found = FolderOfImages(folder)
+    entries = sorted(_walk(folder, "", frozenset()), key=lambda entry: entry[0])
+    for path, entry in entries:
+        name, ending = entry.name, PurePosixPath(entry.name).suffix.lower()
+        is_image = ending in ENDINGS
+        try:
+            status = entry.stat()
+            state: State = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        except OSError:
+            state = ()
+        if name.startswith((".", "__")):
+            found.others["hidden"] += 1
+        elif state and not entry.is_file():
+            found.others["folder in a circle" if entry.is_dir() else "device or pipe"] += 1
+        elif is_image:
+            found.images[path] = state
+        elif name in METADATA:
+            found.metadata[path] = state
+        elif ending in TABLES:
+            found.tables.append(path)
+        elif ending in ARCHIVES:
+            found.archives.append(path)
+        else:
+            found.others[ending or "without an ending"] += 1
+    return found
+
+
+def _walk(folder: Path, below: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Paths and entries of files, of hidden folders, and of links to a folder that they lie in."""
+    try:
+        here = folder.stat()
+        above |= {(here.st_dev, here.st_ino)}
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise ValueError(f"the folder {shown(folder)} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the name {shown(folder / entry.name)} is not UTF-8; rename it") from error
+        is_link_up = entry.is_symlink() and entry.is_dir() and _identity(entry) in above
+        if entry.is_dir() and not entry.name.startswith((".", "__")) and not is_link_up:
+            yield from _walk(folder / entry.name, f"{below}{entry.name}/", above)
+        else:
+            yield below + entry.name, entry
+
+
+def _identity(entry: os.DirEntry[str]) -> tuple[int, int]:
+    status = entry.stat()
+    return status.st_dev, status.st_ino
+
+
+def shown(path: object) -> str:
+    """A path for messages, on one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(path))
+
+
+def splits_of(paths: list[str]) -> dict[str, list[str]]:
+    """Images by split.
+
+    Where all images lie in folders that are called like splits, as ``train`` and ``test``, perhaps in a folder of their
+    own, these are the splits. In all other cases everything is "train": such a name among others is that of a class.
+    """
+    parts = [path.split("/") for path in paths]
+    for depth in range(max(map(len, parts), default=0)):
+        if any(len(part) == depth + 1 for part in parts):
+            break  # images beside the folders
+        names = {part[depth] for part in parts}
+        splits = {name: split_named(name) for name in names}
+        if None not in splits.values() and len(set(splits.values())) == len(names):
+            by_split: dict[str, list[str]] = {}
+            for path, part in zip(paths, parts, strict=True):
+                by_split.setdefault(str(splits[part[depth]]), []).append(path)
+            return by_split
+        if len(names) > 1:
+            break
+    return {"train": paths}
+
+
+def split_named(name: str) -> str | None:
+    """The split that a folder's name stands for, such as "test" for ``test_images``; None for others."""
+    words = [word for word in re.split(r"[\W_\d]+", name.lower()) if word]
+    found = {_SPLIT_OF[word] for word in (words[:1] + words[-1:]) if word in _SPLIT_OF}
+    return found.pop() if len(found) == 1 else None
+
+
+def classes_of(paths: list[str]) -> list[str] | None:
+    """The class of each image: the folder that it lies in, if all lie equally deep and in at least two folders."""
+    names = [path.split("/")[-2] if "/" in path else "" for path in paths]
+    is_level = len({path.count("/") for path in paths}) == 1
+    return names if is_level and len(set(names)) > 1 else None

@@ -1,0 +1,107 @@
+"""Generated images to be scored, from this program or another, read as training images are."""
+
+import logging
+import zipfile
+import zlib
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+from torch import Tensor
+
+from ddpm_hf.data.columns import rows_of
+from ddpm_hf.data.decoding import Transform, settle
+from ddpm_hf.data.folders import list_folder
+from ddpm_hf.data.image_cache import decoded, sentence_of
+from ddpm_hf.data.loading import Loaded
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.files import check_hashes
+
+logger = logging.getLogger(__name__)
+
+# Kinds of files that stand beside samples and hold none.
+_BESIDE = {".json", ".md", ".txt", ".csv", ".yaml", "hidden"}
+
+
+def load_images(source: Path) -> Tensor:
+    """Images as this program or another one has left them, uint8 ``(N, C, H, W)``.
+
+    Args:
+        source: A folder of images, at any depth, in the order of their paths; an ``.npz`` of ADM's layout; a
+            ``.parquet`` file or a folder of them; or a folder that `ddpm_hf.sampling.image_files` wrote.
+
+    Raises:
+        ValueError: there are none, they cannot be read, or they differ in size or colour.
+    """
+    if source.is_dir():
+        check_hashes(source)
+        if (source / "samples.npz").exists():
+            return _of_npz(source / "samples.npz")
+        found = list_folder(source)
+        if found.images and found.tables:
+            raise ValueError(
+                f"{source} holds {len(found.images)} images and {len(found.tables)} table(s) ({found.tables[0]}), and "
+                "which of them are the samples is not clear; give the table itself, or move it out"
+            )
+        if not found.images and not found.tables:
+            there = f", only {found.not_read()}" if found.others or found.archives else ""
+            raise ValueError(f"{source} holds no images{there}; expected images, samples.npz or parquet")
+        if found.others.keys() - _BESIDE or found.archives:
+            logger.warning("in %s are not read: %s", source, found.not_read())
+        if found.tables:
+            return torch.cat([_of_table(source / table) for table in found.tables])
+        paths = {"image": list(found.images)}
+        features = datasets.Features({"image": datasets.Value("string")})
+        return _read(source, datasets.Dataset.from_dict(paths, features=features), source)
+    if source.is_file() and source.suffix == ".npz":
+        return _of_npz(source)
+    if source.is_file() and source.suffix == ".parquet":
+        return _of_table(source)
+    raise ValueError(f"{source} is no folder of images, .npz or .parquet file")
+
+
+def _of_npz(path: Path) -> Tensor:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = file["arr_0"]
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} has no array arr_0 of images as ADM's files have ({error})") from error
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(
+            f"arr_0 of {path} is {images.dtype} of shape {images.shape} and must be uint8 (N, H, W, C), 0 to 255"
+        )
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _of_table(path: Path) -> Tensor:
+    try:
+        table = pyarrow.parquet.read_table(path) if path.suffix == ".parquet" else _arrow(path)
+        dataset = datasets.Dataset(table)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
+    return _read(path, dataset, path.parent)
+
+
+def _arrow(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_stream(file).read_all()
+
+
+def _read(source: Path, dataset: datasets.Dataset, folder: Path) -> Tensor:
+    rows = rows_of(DataConfig(name=str(source)), Loaded(dataset, "", folder, advises=False))
+    transform = settle(rows, Transform())
+    images = torch.empty(len(dataset), *(transform.shape or ()), dtype=torch.uint8)
+    corrupt, position = list[str](), 0
+    for chunk in decoded(rows, transform):
+        for pixels, _ in chunk:
+            if isinstance(pixels, str):
+                corrupt.append(pixels)
+            else:
+                images.numpy()[position] = pixels
+            position += 1
+    if corrupt or not len(dataset):
+        raise ValueError(sentence_of(rows, corrupt, "repair them, or take them out"))
+    return images
