@@ -101,16 +101,17 @@ def shown(value: object) -> str:
 def _is_of(value: Any, kind: Any) -> bool:
     if get_origin(kind) in (Union, UnionType):
         return any(_is_of(value, one) for one in get_args(kind))
-    if get_origin(kind) in (tuple, Sequence):
+    if get_origin(kind) in (tuple, list, Sequence):
         value = value.tolist() if hasattr(value, "tolist") else value
         is_list, inner = isinstance(value, list | tuple), get_args(kind)
-        of_any_length = get_origin(kind) is Sequence or inner[-1] is Ellipsis
+        of_any_length = get_origin(kind) is not tuple or inner[-1] is Ellipsis
         is_list = is_list and (of_any_length or len(value) == len(inner))
         return is_list and all(_is_of(item, inner[0]) for item in value)
     if kind in (int, float):
         is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
         return is_number and value == value
-    return kind is Any or isinstance(value, kind)
+    is_plain = kind is not Any and isinstance(kind, type) and get_origin(kind) is None
+    return not is_plain or isinstance(value, kind)
 
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", NoneType: "None"}
@@ -119,11 +120,11 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def _in_words(kind: Any) -> str:
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(map(_in_words, get_args(kind)))
-    if get_origin(kind) in (tuple, Sequence):
+    if get_origin(kind) in (tuple, list, Sequence):
         inner = get_args(kind)
-        of_any_length = get_origin(kind) is Sequence or inner[-1] is Ellipsis
+        of_any_length = get_origin(kind) is not tuple or inner[-1] is Ellipsis
         number = "" if of_any_length else f"{len(inner)} "
-        return f"a list of {number}{_KINDS[inner[0]].removeprefix('a ')}s"
+        return f"a list of {number}{_in_words(inner[0]).removeprefix('a ')}s"
     return _KINDS.get(kind, str(kind))
 
 

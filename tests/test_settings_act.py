@@ -219,6 +219,8 @@ def test_every_other_setting_is_read(kind: Any) -> None:
             "data.shuffle_buffer is 5 and does nothing without data.streaming; give that too",
         ),
         (["--hub_strategy", "checkpoints"], "hub_strategy is checkpoints and does nothing without push_to_hub"),
+        (["--data.revision", "main"], "data.revision is main and must be null, as digits is on this machine"),
+        (["--data.config", "plain"], "data.config is plain and must be null, as digits is on this machine"),
         (["--evaluation.best_by", "recall"], "evaluation.best_by is recall and does nothing without evaluation.every"),
         (["--evaluation.extractor_weights", "x"], "evaluation.extractor_weights is x, and the extractor digits takes"),
         (

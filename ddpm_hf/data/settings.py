@@ -51,3 +51,7 @@ class DataConfig:
         check(self.resolution is None or self.resolution >= 1, "data.resolution", self.resolution, "at least 1")
         check(self.center_crop >= 0, "data.center_crop", self.center_crop, "true, false or a number of pixels")
         check(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")
+        is_file = self.name == "digits" or self.name.endswith(".parquet")
+        for setting, is_here in (("config", is_file), ("revision", is_file or Path(self.name).exists())):
+            expected = f"null, as {self.name} is on this machine and has none"
+            check(getattr(self, setting) is None or not is_here, f"data.{setting}", getattr(self, setting), expected)

@@ -7,6 +7,7 @@ Every formula is GaussianDiffusion's. docs/differences.md lists where they diffe
 import logging
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, get_type_hints
@@ -74,7 +75,8 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
             ValueError: the config holds a value of another type or out of its range, or no process comes of it.
         """
         config = self.config
-        check_types(config, get_type_hints(type(self).__init__))
+        with suppress(NameError):  # of a subclass elsewhere, whose annotations name what only a checker imports
+            check_types(config, get_type_hints(type(self).__init__))
         check_numbers(config)
         if config.trained_betas is not None:
             betas = torch.tensor(np.asarray(config.trained_betas), dtype=torch.float64)
