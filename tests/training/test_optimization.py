@@ -83,5 +83,7 @@ def test_what_does_not_go_together_is_refused_before_training(
 
 def test_a_conditional_network_needs_labels(data: ImageData) -> None:
     without = ImageData("noise", data.images, None)
-    with pytest.raises(ValueError, match="'noise' has no labels; set it to null"):
+    with pytest.raises(
+        ValueError, match=r"'noise' has no labels; give data.label_column where .*, or set that to null"
+    ):
         check_fit(without, tiny_unet(num_class_embeds=50), DDPMScheduler(), TrainingConfig())

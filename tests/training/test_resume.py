@@ -8,14 +8,15 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
-import datasets
 import pytest
 import torch
 
 import ddpm_hf.files
 import ddpm_hf.training.checkpoints
 from ddpm_hf import DDPMCustomPipeline
+from ddpm_hf.data import decoding
 from ddpm_hf.data.loading import DIGITS
 from tests.runs import Started, ended, finished, log_of, measured, tensors_of
 
@@ -79,15 +80,15 @@ def kill_in_a_removal() -> None:
 
 def kill_in_the_cache() -> None:
     """With some hundred images decoded."""
-    decode, calls = datasets.Image.decode_example, []
+    decode, calls = decoding.decode, []
 
-    def decode_some(self: datasets.Image, *arguments: object, **options: object) -> object:
+    def decode_some(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 300:
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode(self, *arguments, **options)
+        return decode(*arguments)
 
-    datasets.Image.decode_example = decode_some
+    decoding.decode = decode_some
 
 
 def test_ten_kills_change_no_bit(unbroken: Path, tmp_path: Path) -> None:
