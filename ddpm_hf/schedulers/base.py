@@ -177,7 +177,7 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         if is_leading and (first < total - 2 * (total // steps) or first < total // 2):
             logger.warning(
                 "%d leading steps start at timestep %d of %d, where images are not yet pure noise; use "
-                "timestep_spacing='trailing' or 'linspace', or a divisor of %d.",
+                "timestep_spacing='trailing' or 'linspace', or another divisor of %d.",
                 steps, first, total, total,
             )  # fmt: skip
 
@@ -215,8 +215,6 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
                 f"timesteps is {str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)} and must be integers, "
                 f"one for all or one for each of the {len(images)} images."
             )
-        if t.device.type == "cpu" and not 0 <= int(t.min()) <= int(t.max()) < len(self):
-            raise ValueError(f"timesteps go from {int(t.min())} to {int(t.max())}, outside 0 .. {len(self) - 1}.")
         return t.to(images.device)
 
     def _predict(self, model_output: Tensor, t: int, sample: Tensor) -> tuple[Tensor, Tensor]:
