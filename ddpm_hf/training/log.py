@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,10 @@ class MetricsLog:
     def _take_over(self, after: int, written: str | None) -> None:
         """Keep the lines of the steps before, and look whether they are those that were written."""
         kept = [line for line in read_log(self._path, self.notes) if line["step"] <= after] if after else []
-        content = "".join(json.dumps(line) + "\n" for line in kept).encode()
+        texts = [(json.dumps(line) + "\n").encode() for line in kept]
+        if kept and kept[-1]["step"] == after and _hash_of(texts[:-1]) == written:
+            texts.pop()  # the scores of the finished run, which come after its last save and are made again
+        content = b"".join(texts)
         self._digest.update(content)
         self._size = len(content)
         if written is not None and self.hash != written:
@@ -184,6 +188,10 @@ def read_log(path: Path, notes: list[str] | None = None) -> list[dict[str, Any]]
         elif notes is not None and text.endswith(b"\n"):
             notes.append(f"line {number} of {path} cannot be read and is left out")
     return lines
+
+
+def _hash_of(texts: Sequence[bytes]) -> str:
+    return xxhash.xxh3_128(b"".join(texts)).hexdigest()
 
 
 def _ratio(total: float, count: float) -> float | None:

@@ -174,6 +174,16 @@ def test_a_finished_run_trains_no_more_and_clears_up(stopped: Path, unbroken: Pa
     assert not any(path.exists() for path in left)
 
 
+def test_a_finished_run_that_is_scored_again_has_its_scores_once(tmp_path: Path) -> None:
+    arguments = ["--training.steps", 4, "--evaluation.every", 2]
+    run = finished(tmp_path / "run", *arguments)
+    before = log_of(run)
+    for _ in range(2):
+        finished(run, *arguments)
+        assert log_of(run) == before
+        assert "is not as it was" not in run.with_name("run.said").read_text()
+
+
 def test_broken_checkpoints_are_named_and_left_aside(stopped: Path, unbroken: Path) -> None:
     newest, middle = (stopped / "checkpoints" / f"step-{step}" for step in (STEPS, 35))
     (newest / "training" / "state.json").unlink()
