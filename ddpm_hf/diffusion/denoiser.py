@@ -191,6 +191,9 @@ def split_variance(
     Raises:
         ValueError: the output has another shape.
     """
+    for name, value in (("model's output", model_output), ("sample", sample)):
+        if not isinstance(value, Tensor) or value.ndim < 2:
+            raise ValueError(f"the {name} must be a tensor of images, (B, C, ...), and is a {type(value).__name__}.")
     given, expected = model_output.shape[1], sample.shape[1]
     if model_output.shape[:1] + model_output.shape[2:] != sample.shape[:1] + sample.shape[2:]:
         raise ValueError(

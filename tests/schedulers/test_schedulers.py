@@ -168,6 +168,22 @@ def test_loaded_is_saved(cls: Any, tmp_path: Path) -> None:
 
 
 @CLASSES
+def test_what_is_no_image_is_refused(cls: Any) -> None:
+    scheduler = cls()
+    scheduler.set_timesteps(2)
+    image = torch.zeros(1, 3, 8, 8)
+    for output, sample in ((None, image), (image, None), (image, torch.zeros(3))):
+        with pytest.raises(ValueError, match=r"must be a tensor of images, \(B, C, ...\), and is a"):
+            scheduler.step(output, 500, sample)
+    with pytest.raises(ValueError, match=r"is of shape \(1, 3, 4, 4\) and the sample of \(1, 3, 8, 8\)"):
+        scheduler.step(torch.zeros(1, 3, 4, 4), 500, image)
+    with pytest.raises(ValueError, match=r"timesteps is float32 of shape \(1,\) and must be integers"):
+        scheduler.add_noise(image, image, torch.tensor([1.5]))
+    with pytest.raises(ValueError, match=r"timesteps is int64 of shape \(3,\) and must be integers"):
+        scheduler.add_noise(image, image, [1, 2, 3])
+
+
+@CLASSES
 def test_timesteps_may_be_any_integer(cls: Any) -> None:
     scheduler = cls()
     scheduler.set_timesteps(10)
