@@ -176,7 +176,7 @@ class Measurements:
     def _plain(self, config: Config, warmup_steps: int) -> dict[str, Any]:
         data = load_cached_images(config.data)
         sampler = DDIMScheduler.from_config(
-            DDPMScheduler(**config.diffusion).config, timestep_spacing=config.evaluation.timestep_spacing
+            DDPMScheduler(**config.diffusion).config, timestep_spacing=config.timestep_spacing
         )
         sampler.set_timesteps(config.evaluation.num_inference_steps)
         evaluation = SampleEvaluation(config, data, sampler, self.accelerator, show_progress=False)

@@ -68,7 +68,7 @@ def recipe(model: dict[str, Any], batch_size: int) -> Config:
 def sampler(config: Config, steps: int, device: torch.device) -> DDIMScheduler:
     """The recipe's, for both."""
     scheduler = DDIMScheduler.from_config(
-        DDPMScheduler(**config.diffusion).config, timestep_spacing=config.evaluation.timestep_spacing
+        DDPMScheduler(**config.diffusion).config, timestep_spacing=config.timestep_spacing
     )
     scheduler.set_timesteps(steps, device)
     found: DDIMScheduler = scheduler
