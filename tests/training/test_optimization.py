@@ -44,6 +44,8 @@ def tiny_unet(**settings: Any) -> UNet2DModel:
 
 def test_what_goes_together_passes(data: ImageData) -> None:
     check_fit(data, tiny_unet(), DDPMScheduler(), TrainingConfig())
+    learned = {"time_embedding_type": "learned", "num_train_timesteps": 1000}
+    check_fit(data, tiny_unet(**learned), DDPMScheduler(), TrainingConfig())
     check_fit(data, tiny_unet(num_class_embeds=50), DDPMScheduler(), TrainingConfig())
     check_fit(data, tiny_unet(num_class_embeds=51), DDPMScheduler(), TrainingConfig(label_dropout=0.1))
 
@@ -52,6 +54,7 @@ def test_what_goes_together_passes(data: ImageData) -> None:
     ("model", "diffusion", "training", "said"),
     [
         ({"in_channels": 1}, {}, {}, "give --model.in_channels 3 --model.out_channels 3"),
+        ({"sample_size": None}, {}, {}, r"are 4 x 6 and model.sample_size is None; give --model.sample_size \[4,6\]"),
         ({"sample_size": 4}, {}, {}, r"are 4 x 6 and model.sample_size is 4; give --model.sample_size \[4,6\]"),
         ({"num_class_embeds": 49}, {}, {}, "labels up to 49 and model.num_class_embeds is 49; make it 50 or more"),
         ({}, {"variance_type": "learned_range"}, {}, "--model.out_channels 6, twice as many out for .* learned_range"),
