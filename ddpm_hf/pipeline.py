@@ -382,9 +382,10 @@ def _name_of(folder: str) -> str:
 
 
 def _check_index(index: dict[str, Any], source: str) -> None:
-    components = {
-        name: entry[1] for name, entry in index.items() if isinstance(entry, list | tuple) and len(entry) == 2
-    }
+    lists = {name: list(entry) for name, entry in index.items() if isinstance(entry, list | tuple)}
+    if not all(len(entry) == 2 and all(isinstance(part, str | None) for part in entry) for entry in lists.values()):
+        raise ValueError(f"{source} has a model_index.json of another form; restore it.")
+    components = {name: class_name for name, (_, class_name) in lists.items()}
     if set(components) != {"unet", "scheduler"} or components["unet"] != "UNet2DModel":
         parts = ", ".join(f"{name}: {class_name}" for name, class_name in components.items())
         raise ValueError(

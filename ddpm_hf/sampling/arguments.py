@@ -65,8 +65,9 @@ def check_memory(shape: tuple[int, ...], device: torch.device) -> None:
     """
     is_cuda = device.type == "cuda"
     memory = torch.cuda.mem_get_info(device)[1] if is_cuda else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # A step holds at least x_t, the network's output, the predicted x_0 and the next x_t, in float32 or half of it.
-    image = 4 * 2 * shape[1] * shape[2] * shape[3]
+    # A step holds at least x_t, the network's output, the predicted x_0 and the next x_t, in float32 or half of it; and
+    # a generator, which images may have each, has 5 KiB.
+    image = 4 * 2 * shape[1] * shape[2] * shape[3] + 5 * 2**10
     if shape[0] * image > memory:
         raise ValueError(
             f"{shape[0]} images of {shape[1]} x {shape[2]} x {shape[3]} need more than the {memory / 2**30:.0f} GiB of "

@@ -61,13 +61,13 @@ def run_for(seconds: float, targets: Mapping[str, Target], folder: Path, first_s
         if name not in checks:
             (folder / name).mkdir(parents=True)
             checks[name] = target.prepare(folder / name)
-        _round(target, checks[name], counts, number, end)
+        one_round(target, checks[name], counts, number, end)
         number += 1
         counts.seconds += time.perf_counter() - started
     return found
 
 
-def _round(target: Target, check: Check, counts: Counts, number: int, end: float = float("inf")) -> None:
+def one_round(target: Target, check: Check, counts: Counts, number: int, end: float = float("inf")) -> None:
     """Some inputs; a fault is made small, told and kept."""
     smallest: dict[str, Any] = {}
 

@@ -10,30 +10,37 @@ from hypothesis import strategies as st
 
 from tests.fuzz import outcomes
 from tests.fuzz.outcomes import Fault, Refused, outcome_of, status_of
-from tests.fuzz.rounds import Counts, Target, run_for, table
+from tests.fuzz.rounds import Counts, Target, one_round, run_for, table
 from tests.fuzz.values import DAMAGES, Damage
 
 
-def found_by(check: Callable[[Any], None], folder: Path) -> Counts:
-    """What a second on integers finds."""
-    targets = {"integers": Target(st.integers(), lambda place: check, per_round=300)}
-    return run_for(0.6, targets, folder, first_seed=0)["integers"]
+def found_by(check: Callable[[Any], None]) -> Counts:
+    """What two rounds on integers find, however long they take."""
+    counts = Counts()
+    for number in (0, 1):
+        one_round(Target(st.integers(), lambda place: check, per_round=300), check, counts, number)
+    return counts
 
 
-def test_a_planted_fault_is_found_and_made_small(tmp_path: Path) -> None:
+def test_a_planted_fault_is_found_and_made_small() -> None:
     def check(number: int) -> None:
         if number > 500:
             raise Fault("silent difference", "planted")
 
-    found = found_by(check, tmp_path)
+    found = found_by(check)
     assert found.inputs > 100
     assert found.kinds == {"silent difference": 1}  # once, however often it comes
     assert str(list(found.faults.values())).count("501") == 1
     assert "| integers |" in table({"integers": found})
 
 
-def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
-    assert not found_by(lambda number: None, tmp_path).faults
+def test_each_target_has_its_turn_until_the_time_is_over(tmp_path: Path) -> None:
+    targets = {name: Target(st.integers(), lambda place: lambda number: None, per_round=5) for name in "ab"}
+    assert all(counts.inputs for counts in run_for(3, targets, tmp_path, first_seed=0).values())
+
+
+def test_nothing_is_found_where_nothing_is() -> None:
+    assert not found_by(lambda number: None).faults
 
 
 def _raise(error: Exception) -> None:
