@@ -19,6 +19,7 @@ SUITES = (
     "quality",
     "few_steps",
     "cache",
+    "hashing",
     "metrics",
     "ddim",
     "guidance",

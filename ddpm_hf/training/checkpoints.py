@@ -11,8 +11,8 @@ checkpoints/step-500/
 import json
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ class Checkpoints:
         weights, averages, moments = _gather(state)
 
         def write() -> None:
-            check_finite(weights, moments, *averages.values())
+            check_finite(weights, moments)  # save_pipeline looks at the averages
             self._write(target, state, sampler, record, weights, averages, moments)
 
         try:
@@ -226,9 +226,13 @@ class Checkpoints:
             save_file(moments, partial / "training" / "optimizer.safetensors")
             if state.timesteps.learns:
                 save_file(state.timesteps.state_dict(), partial / TIMESTEPS)
-            content = sealed({**state.numbers(), "record": record, "files": described_files(partial)})
+            with ThreadPoolExecutor(1) as beside:
+                files = beside.submit(described_files, partial)
+                sync_tree(partial)  # the disk takes longer than the hashes, which are made meanwhile
+                content = sealed({**state.numbers(), "record": record, "files": files.result()})
             (partial / STATE).write_text(json.dumps(content, indent=2) + "\n")
-            sync_tree(partial)
+            sync(partial / STATE)
+            sync((partial / STATE).parent)
         sync(self.folder)
         # Later ones are damaged, or the run would have gone on from them; it replaces them when it comes there.
         earlier = [path for path in self._all() if step_of(path) <= state.step]
@@ -249,7 +253,8 @@ def check_finite(*groups: Mapping[str, Tensor]) -> None:
         NotFinite: naming the first one.
     """
     for name, tensor in (item for group in groups for item in group.items()):
-        if tensor.is_floating_point() and tensor.numel() and not all(map(isfinite, torch.aminmax(tensor))):
+        # A sum is finite only if all of its terms are. Where large ones overflow, each of them is looked at.
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise NotFinite(f"{name} is no longer finite")
 
 
