@@ -97,6 +97,7 @@ def main() -> None:
                     if accelerator.is_main_process:
                         print(reported(run.setup, results))
                     not_pushed = run.publisher.close() if run.publisher else None
+                    run.check_end()
                     del run  # the network goes before the process group (launch.end_processes)
             end_processes(accelerator)
     except Stopped as stopped:

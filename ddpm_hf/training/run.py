@@ -284,6 +284,20 @@ class Run:
         if self.publisher is not None:
             self.publisher.finished()
 
+    def check_end(self) -> None:
+        """Say it where the last steps of the run trained nothing; all is saved by then.
+
+        Raises:
+            FloatingPointError: they were skipped. (In float16 one may be, for its scale to come down.)
+        """
+        skipped, training = self.state.skipped_in_a_row, self.config.training
+        if skipped > (1 if self.state.scaler else 0):
+            raise FloatingPointError(
+                f"all is saved, but the gradient was not finite at the last {skipped} of {training.steps} steps, and "
+                "none of them was taken; a new run with a lower training.learning_rate or a longer "
+                "training.warmup_steps may not end so"
+            )
+
     def _draw(self, num_images: int) -> Tensor:
         with self._timed("sampling"), self.state.ema.averaged_weights():
             return self.setup.evaluation.draw(self.state.unet, num_images)

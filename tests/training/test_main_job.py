@@ -271,6 +271,24 @@ def test_steps_without_a_finite_gradient_are_skipped_counted_and_logged(
     assert state["ema_updates"] == STEPS - 2
 
 
+@pytest.mark.parametrize("first", [0, STEPS - 1])
+def test_a_run_whose_last_steps_trained_nothing_is_no_success(
+    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    draw = Batches.micro_batch
+
+    def broken(self: Batches, step: int, index: int) -> Batch:
+        batch = draw(self, step, index)
+        return replace(batch, x_0=batch.x_0 * math.inf) if step >= first else batch
+
+    monkeypatch.setattr(Batches, "micro_batch", broken)
+    with pytest.raises(SystemExit) as ended:
+        train("some", "--training.max_skipped_steps", str(STEPS))
+    assert ended.value.code == 1
+    assert f"not finite at the last {STEPS - first} of {STEPS} steps" in capsys.readouterr().err
+    assert results_of(tmp_path / "some")["skipped_steps"] == STEPS - first
+
+
 def test_too_many_skipped_steps_end_the_run_and_keep_the_last_good_checkpoint(
     train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
