@@ -163,7 +163,7 @@ def test_plain_diffusers_loads_a_posterior_mean_and_refuses_to_draw_by_name(tmp_
 def test_an_objective_that_teaches_nothing_is_refused_at_the_start(tmp_path: Path) -> None:
     status, said = ended(tmp_path / "run", "--training.loss", "hybrid")
     assert status == 2
-    assert "loss='hybrid' adds nothing to 'simple' with variance_type='fixed_small'" in said
+    assert "training.loss='hybrid' adds nothing to 'simple' with diffusion.variance_type='fixed_small'" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
