@@ -152,7 +152,7 @@ def _of_images(config: DataConfig, found: FolderOfImages, show_progress: bool) -
     tables, remarks = _tables(config, found)
     dataset = _cut(config, {split: len(table) for split, table in tables.items()}, lambda name: tables[name])
     others = {split: len(table) for split, table in tables.items() if split not in config.split}
-    in_others = [f"{count} images of the split {split}" for split, count in others.items()]
+    in_others = [f"{count} image(s) of the split {split}" for split, count in others.items()]
     not_read = found.not_read(*in_others)
     remark = "; ".join([*([f"not read: {not_read}"] if not_read else []), *remarks])
     kinds = {name: str(kind) for name, kind in dataset.features.items()}
@@ -227,7 +227,7 @@ def _described_tables(config: DataConfig, found: FolderOfImages) -> tuple[dict[s
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise _refusal(config, f"{', '.join(found.metadata)} do not go together: {_one_line(error)}") from error
     left = len(found.images.keys() - described)
-    return tables, [f"{left} images that {', '.join(found.metadata)} does not name are not read"] if left else []
+    return tables, [f"not read: {left} image(s) that {', '.join(found.metadata)} does not name"] if left else []
 
 
 def _read_metadata(config: DataConfig, file: Path) -> pa.Table:

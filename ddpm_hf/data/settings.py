@@ -12,12 +12,14 @@ class DataConfig:
     """The images to train on.
 
     Args:
-        name: "digits" (the embedded 8x8 digits), a parquet file, a folder of images, or the id of a Hub data set.
+        name: "digits" (the embedded 8x8 digits), a parquet file, a folder of images or of save_to_disk, or the id of a
+            Hub data set.
         config: Configuration of the data set, if it has several.
         split: The part of the data set to train on, such as "train" or "train[:1000]".
         revision: Branch, tag or commit of a Hub data set.
-        image_column: Column of images; null chooses the only column of that type.
-        label_column: Column of class labels, 0 or more; null chooses the only column of that type, if there is one.
+        image_column: Column of images, of their bytes or paths, or of arrays; null chooses the only one of such a type.
+        label_column: Column of class labels, 0 or more, or text; null chooses the only one of the type ClassLabel, if
+            there is one.
         channels: Convert images to 1 (grey) or 3 (RGB) channels; null keeps the number of the first image.
         center_crop: First cut a square out of the middle: an integer is its side in pixels, true takes the largest.
         resolution: Then resize images to a square of this side; null keeps their size.

@@ -119,7 +119,7 @@ def load_cached_images(config: DataConfig, show_progress: bool = False) -> Image
                 f"{unlabelled} of the {len(labels)} rows of {config.name!r} have no label of 0 or more in the column "
                 f"{rows.label_column!r}; give another data.label_column or data.split"
             )
-    deep = f"{cached.rounded} images of 16 bits are rounded to 8" if cached.rounded else ""
+    deep = f"{cached.rounded} image(s) of 16 bits are rounded to 8" if cached.rounded else ""
     remark = "; ".join(filter(None, [loaded.remark, deep]))
     return ImageData(config.name, cached.images, labels, cached.fingerprint, num_classes, remark)
 

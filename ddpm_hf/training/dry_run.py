@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from ddpm_hf.lock import check_folder, only_writer
 from ddpm_hf.training.log import read_log
+from ddpm_hf.training.report import described_data
 from ddpm_hf.training.run import Run
 from ddpm_hf.training.settings import Config
 from ddpm_hf.training.setup import build
@@ -55,7 +56,8 @@ def dry_run(config: Config, accelerator: Accelerator, train: Callable[[Run], Non
             run.finish(*run.score())
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                print(cost_of(config, folder, run.seconds, accelerator.num_processes))
+                print(described_data(run.setup.data))
+            print(cost_of(config, folder, run.seconds, accelerator.num_processes))
         finally:
             if accelerator.is_main_process:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,7 @@ def described(setup: Setup) -> str:
     parameters = sum(parameter.numel() for parameter in setup.state.unet.parameters())
     training, place = setup.config.training, setup.environment
     lines = [
-        f"{_described_data(setup.data)}; UNet2DModel with {parameters:,} parameters; "
+        f"{described_data(setup.data)}; UNet2DModel with {parameters:,} parameters; "
         f"{training.steps} steps of {training.batch_size} images",
         f"{place['processes']} process(es) on {place['device']}, {place['threads_per_process']} thread(s) each, "
         f"{setup.batches.micro_batch_size} images per process and pass, {training.gradient_accumulation_steps} "
@@ -27,7 +27,7 @@ def described(setup: Setup) -> str:
     return "\n".join(lines)
 
 
-def _described_data(data: ImageSource) -> str:
+def described_data(data: ImageSource) -> str:
     """How many images and classes were found, and what was left out."""
     count = f"{len(data)} images" if isinstance(data, ImageData) else "images"
     classes = "" if data.num_classes is None else f" in {data.num_classes} classes"

@@ -95,7 +95,7 @@ def test_16_bits_of_a_set_equal_its_copy_of_8_bits_and_are_counted(tmp_path: Pat
     assert torch.equal(training[0], training[1])
     for _ in ("built", "opened"):
         data = load_cached_images(DataConfig(str(tmp_path / "pictures"), cache_dir=tmp_path / "cache"))
-        assert data.remark == "1 images of 16 bits are rounded to 8"
+        assert data.remark == "1 image(s) of 16 bits are rounded to 8"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])

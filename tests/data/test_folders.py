@@ -16,6 +16,7 @@ from ddpm_hf.data.folders import classes_of, splits_of
 from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageData, load_cached_images, load_image_data
+from ddpm_hf.training.report import described_data
 
 
 def write(folder: Path, *paths: str) -> Path:
@@ -52,7 +53,7 @@ def test_folders_that_are_all_called_like_splits_are_these(tmp_path: Path, above
     data = load(folder)
     assert levels(data) == [0, 1]
     assert data.num_classes == 3  # with that of another split, so that they are numbered alike
-    assert data.remark == "not read: 1 images of the split test, 1 images of the split validation, 1 .txt"
+    assert data.remark == "not read: 1 image(s) of the split test, 1 image(s) of the split validation, 1 .txt"
     assert levels(load(folder, split="test")) == [2]
     assert levels(load(folder, split="train[1:]+validation")) == [1, 3]
     with pytest.raises(ValueError, match=r"there are the splits \['test', 'train', 'validation'\]"):
@@ -187,7 +188,7 @@ def test_labels_of_metadata_are_numbers_or_text(tmp_path: Path, ending: str) -> 
     assert digits.labels is not None
     assert kinds.labels is not None
     assert (digits.labels.tolist(), kinds.labels.tolist(), kinds.num_classes) == ([7, 0, 1], [1, 0, 1], 2)
-    assert plain.remark == f"1 images that metadata.{ending} does not name are not read"
+    assert plain.remark == f"not read: 1 image(s) that metadata.{ending} does not name"
     with pytest.raises(ValueError, match=r"'kind' .* holds text, .* give data.streaming false"):
         load_image_data(DataConfig(str(folder), label_column="kind", streaming=True))
 
@@ -329,6 +330,13 @@ def test_resolutions_that_no_memory_or_disk_holds_are_refused_with_one_that_fits
         load_cached_images(DataConfig(resolution=32, cache_dir=tmp_path))
     few = DataConfig(resolution=32, split="train[:10]", cache_dir=tmp_path)
     assert load_cached_images(few).shape == (1, 32, 32)
+
+
+def test_the_first_lines_of_a_run_say_what_was_found(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", "a/0.png", "b/1.png", "b/2.png", "b/2.txt")
+    assert described_data(load(folder)) == f"{folder}: 3 images of 1 x 2 x 2 in 2 classes; not read: 1 .txt"
+    stream = load_image_data(DataConfig(str(folder), streaming=True))
+    assert described_data(stream) == f"{folder}: images of 1 x 2 x 2 in 2 classes; not read: 1 .txt"
 
 
 @pytest.mark.parametrize("name", ["", " "])

@@ -228,7 +228,7 @@ def _folders(folder: Path) -> Check:
             map(
                 int,
                 re.findall(
-                    r"(\d+) images",
+                    r"(\d+) image\(s\)",
                     load_image_data(DataConfig(str(place), channels=1, cache_dir=folder / "cache")).remark,
                 ),
             )
