@@ -55,6 +55,8 @@ def train(run: "Run") -> None:
 
             if run.is_due(training.log_every) or run.is_last:
                 run.write_log()
+            if run.is_due(evaluation.loss_every):
+                run.look_at_held_out()
             if run.is_due(training.sample_every):
                 run.draw_grid()
             if run.is_due(evaluation.every) and not run.is_last:  # the last step's images are scored in any case

@@ -40,6 +40,29 @@ def save_curve(path: Path, values: Mapping[int, float], score: ScoreKind, held_o
     _write(figure, path)
 
 
+def save_losses(path: Path, training: Mapping[int, float], held_out: Mapping[int, float]) -> None:
+    """Draw the training loss and that on held-out images over training steps.
+
+    Args:
+        path: Where the PNG goes.
+        training: Step -> mean loss of the steps since the last one.
+        held_out: Step -> loss.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(training), list(training.values()), color="grey", alpha=0.6, label="training images")
+    if held_out:
+        axes.plot(list(held_out), list(held_out.values()), marker="o", label="held-out images")
+        lowest = min(held_out, key=lambda step: held_out[step])
+        axes.set_title(f"lowest on held-out images: {held_out[lowest]:.4g} at step {lowest}")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
+    axes.grid(visible=True, which="both", alpha=0.3)
+    _write(figure, path)
+
+
 def save_bound(path: Path, terms: Tensor) -> None:
     """Draw the terms of the variational bound over time, as in figure 2 of Nichol & Dhariwal 2021.
 

@@ -22,7 +22,7 @@ class HeldOutLoss:
     two values differ by what the network has learnt in between, and by no chance.
 
     Args:
-        denoiser: Of the network in training, without clipping.
+        denoiser: Denoiser of the network in training, without clipping.
         objective: What is minimised.
         images: uint8 ``(N, C, H, W)``.
         labels: int64 ``(N,)`` for a network with classes, else None.

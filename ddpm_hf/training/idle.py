@@ -40,9 +40,14 @@ RULES: Final = (
     ),
     Rule(("training.p2_gamma",), lambda c: c.training.loss_weighting == "p2", "training.loss_weighting p2"),
     Rule(
-        ("evaluation.extractor_weights", "evaluation.held_out_split", "evaluation.metrics", "evaluation.best_by"),
+        ("evaluation.extractor_weights", "evaluation.metrics", "evaluation.best_by"),
         lambda c: c.evaluation.extractor is not None,
         "evaluation.extractor",
+    ),
+    Rule(
+        ("evaluation.held_out_split",),
+        lambda c: c.evaluation.extractor is not None or c.evaluation.loss_every is not None,
+        "evaluation.extractor or evaluation.loss_every",
     ),
     Rule(("evaluation.best_by",), lambda c: c.evaluation.every is not None, "evaluation.every"),
     Rule(("data.shuffle_buffer",), lambda c: c.data.streaming, "data.streaming"),

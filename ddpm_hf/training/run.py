@@ -18,7 +18,7 @@ from ddpm_hf.files import remove_temporaries, write_json, write_text, written_wh
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import StopSignal, decided_by_main
 from ddpm_hf.metrics.evaluation import HELD_OUT, SAMPLES, Results
-from ddpm_hf.metrics.figures import save_curve
+from ddpm_hf.metrics.figures import save_curve, save_losses
 from ddpm_hf.metrics.table import SCORES, ScoreKind
 from ddpm_hf.randomness import seed_from
 from ddpm_hf.settings import flat
@@ -209,6 +209,15 @@ class Run:
         )
         self._bar.set_postfix(loss=line["loss"] and f"{line['loss']:.4f}")
 
+    def look_at_held_out(self) -> None:
+        """The loss on held-out images: a line of metrics.jsonl, and a picture beside the training loss."""
+        assert self.setup.held_out_loss is not None
+        with self._timed("scoring"):
+            quarters = self.setup.held_out_loss(self.setup.model)
+        line: dict[str, float] = {"step": self.state.step, "held_out_loss": sum(quarters) / len(quarters)}
+        self.log.write_line(line | {f"held_out_loss_quarter_{i}": loss for i, loss in enumerate(quarters, start=1)})
+        self._keep_picture("loss.png", self._draw_losses)
+
     def draw_grid(self) -> None:
         """A grid of samples of the averaged weights, always from the same seeds, into samples/ and to the trackers."""
         images = self._draw(self.config.evaluation.grid_images)
@@ -321,6 +330,13 @@ class Run:
         with self._dispensable.part("its best weights so far", (OSError, SafetensorError)):
             decided_by_main(self.accelerator, write)
             self.state.best = values
+
+    def _draw_losses(self, path: Path) -> None:
+        lines = read_log(self.folder / "metrics.jsonl")
+        of_training, of_held_out = (
+            {line["step"]: line[key] for line in lines if line.get(key)} for key in ("loss", "held_out_loss")
+        )
+        save_losses(path, of_training, of_held_out)
 
     def _draw_curve(self, path: Path, score: ScoreKind, results: Results) -> None:
         lines = read_log(self.folder / "metrics.jsonl")

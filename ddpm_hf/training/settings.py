@@ -149,6 +149,9 @@ class EvaluationConfig:
         extractor_weights: File of the feature network's weights, in place of the default one.
         held_out_split: Split that is not trained on. As many of its images as are drawn are scored too, as an estimate
             of a perfect model's scores. null: no such scores.
+        loss_every: Steps between two looks at the loss on as many images of held_out_split, always with the same noise;
+            samples/loss.png shows it beside the training loss. Where it rises while that falls, the model learns its
+            images by heart. null: none.
         num_images: Images to draw.
         sampler: The sampler that draws them, as in ddpm-hf-sample.
         num_inference_steps: Steps of the sampler.
@@ -167,6 +170,7 @@ class EvaluationConfig:
     extractor: str | None = None
     extractor_weights: Path | None = None
     held_out_split: str | None = None
+    loss_every: int | None = None
     num_images: int = 500
     sampler: SamplerName = "ddim"
     num_inference_steps: int = 50
@@ -182,7 +186,12 @@ class EvaluationConfig:
         for name in ("num_images", "num_inference_steps", "batch_size", "grid_images"):
             value = getattr(self, name)
             check(1 <= value <= MOST_IMAGES, f"evaluation.{name}", value, f"at least 1, and at most {MOST_IMAGES:,}")
-        check(self.every is None or self.every >= 1, "evaluation.every", self.every, "at least 1, or null")
+        for name in ("every", "loss_every"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"evaluation.{name}", value, "at least 1, or null")
+        expected = "null, or evaluation.held_out_split must be given"
+        has_images = self.loss_every is None or self.held_out_split is not None
+        check(has_images, "evaluation.loss_every", self.loss_every, expected)
         check(len(self.metrics) > 0, "evaluation.metrics", self.metrics, "at least one; extractor null scores nothing")
         if self.every is not None:
             expected = "null, or evaluation.extractor must be given"

@@ -1,7 +1,7 @@
 """Everything that a training run needs, built and checked before anything is written."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ddpm_hf.data.batches import Batches, ClassLabels
-from ddpm_hf.data.sources import ImageSource, load_image_data
+from ddpm_hf.data.sources import ImageSource, load_cached_images, load_image_data
 from ddpm_hf.data.streaming import StreamedImages
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
@@ -28,9 +28,10 @@ from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, restore
 from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.evaluation import SampleEvaluation
 from ddpm_hf.training.folder import refuse_to_replace
+from ddpm_hf.training.held_out import HeldOutLoss
 from ddpm_hf.training.idle import idle_settings, without_effect
 from ddpm_hf.training.needs import check_batch, check_needs
-from ddpm_hf.training.optimization import check_fit, make_optimizer, prepare_network
+from ddpm_hf.training.optimization import check_fit, make_optimizer, objective_of, prepare_network
 from ddpm_hf.training.publish import download_checkpoint
 from ddpm_hf.training.settings import Config, changes, refused_changes
 
@@ -52,6 +53,7 @@ class Setup:
         state: What the steps change, the network itself included; a checkpoint is in it already.
         batches: The batch of each step.
         evaluation: Draws images and scores them.
+        held_out_loss: The loss on images that are not trained on, if it is asked for.
         checkpoints: Checkpoints of this run.
         repository: Repository that the run is pushed to, if any.
         history: What each resume has changed.
@@ -70,6 +72,7 @@ class Setup:
     state: TrainingState
     batches: Batches
     evaluation: SampleEvaluation
+    held_out_loss: HeldOutLoss | None
     checkpoints: Checkpoints
     repository: Repository | None
     history: list[dict[str, Any]]
@@ -81,7 +84,7 @@ class Setup:
     @property
     def denoiser(self) -> Denoiser:
         """The denoiser of the network in training, without clipping or thresholding."""
-        return self.scheduler.denoiser.without_restriction().of(network_of(self.model))
+        return _denoiser(self.scheduler, self.model)
 
 
 def build(config: Config, accelerator: Accelerator, data: ImageSource | None = None) -> Setup:
@@ -149,6 +152,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         state=state,
         batches=batches,
         evaluation=evaluation,
+        held_out_loss=_held_out_loss(config, _denoiser(scheduler, model), has_classes, accelerator),
         checkpoints=checkpoints,
         repository=repository,
         history=history,
@@ -156,6 +160,25 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         notes=notes,
         resumed=resumed,
         record=record,
+    )
+
+
+def _denoiser(scheduler: DDPMScheduler, model: Any) -> Denoiser:
+    return scheduler.denoiser.without_restriction().of(network_of(model))
+
+
+def _held_out_loss(
+    config: Config, denoiser: Denoiser, has_classes: bool, accelerator: Accelerator
+) -> HeldOutLoss | None:
+    """The loss on the first images of the held-out split, if the settings ask for it."""
+    if config.evaluation.loss_every is None:
+        return None
+    data = load_cached_images(replace(config.data, split=str(config.evaluation.held_out_split)))
+    count = min(len(data), config.evaluation.num_images)
+    labels = data.labels[:count] if has_classes and data.labels is not None else None
+    batch_size = min(config.evaluation.batch_size, config.training.batch_size)
+    return HeldOutLoss(
+        denoiser, objective_of(config.training), data.images[:count], labels, config.seed, accelerator, batch_size
     )
 
 

@@ -13,7 +13,7 @@ from ddpm_hf.diffusion.losses import Objective
 from ddpm_hf.images import from_uint8
 from ddpm_hf.randomness import random_stream
 from ddpm_hf.training.held_out import HeldOutLoss
-from tests.runs import start_processes_of
+from tests.runs import ended, finished, log_of, measured, start_processes_of, tensors_of
 
 
 class Scaled(nn.Module):
@@ -78,3 +78,26 @@ def test_two_processes_find_the_same_numbers_as_one(tmp_path: Path) -> None:
     start_processes_of(2, _write, tmp_path)
     model = Scaled()
     assert {path.read_text() for path in tmp_path.iterdir()} == {repr(held_out(model)(model))}
+
+
+def test_a_run_looks_at_it_and_learns_the_same(tmp_path: Path) -> None:
+    """Its lines stand in the log, its picture in samples/, and the weights are those of a run that does not look."""
+    short = ["--training.steps", 4, "--training.log_every", 1]
+    looks = ["--evaluation.held_out_split", "test", "--evaluation.loss_every", 2]
+    plain, looking = finished(tmp_path / "plain", *short), finished(tmp_path / "looking", *short, *looks)
+    expected, found = tensors_of(plain, 4), tensors_of(looking, 4)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    lines = {line["step"]: line for line in log_of(looking) if "held_out_loss" in line}
+    assert list(lines) == [2, 4]
+    quarters = [lines[4][f"held_out_loss_quarter_{i}"] for i in (1, 2, 3, 4)]
+    assert lines[4]["held_out_loss"] == pytest.approx(sum(quarters) / 4)
+    assert lines[4]["held_out_loss"] != lines[2]["held_out_loss"]
+    assert (looking / "samples" / "loss.png").stat().st_size > 1000
+    assert [line for line in measured(looking) if "loss" in line] == [
+        line for line in measured(plain) if "loss" in line
+    ]
+
+
+def test_it_needs_images_that_are_held_out(tmp_path: Path) -> None:
+    status, said = ended(tmp_path, "--evaluation.loss_every", 2, "--evaluation.held_out_split", "null")
+    assert (status, "evaluation.loss_every is 2 and must be null, or evaluation.held_out_split" in said) == (2, True)
