@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,12 +95,19 @@ def is_temporary(path: Path) -> bool:
     )
 
 
-def remove_temporaries(*folders: Path) -> None:
-    """Remove what killed processes left directly in these folders. No process may be writing there."""
+def remove_temporaries(*folders: Path, older_than: float = 0) -> None:
+    """Remove what killed processes left directly in these folders.
+
+    Args:
+        folders: Where no process may be writing.
+        older_than: Seconds since the last change; where processes may be writing, more than any write takes.
+    """
     for folder in folders:
         for path in folder.iterdir() if folder.is_dir() else ():
             if is_temporary(Path(path.name)):
-                _delete(path)
+                with suppress(FileNotFoundError):  # finished, or removed by another process
+                    if time.time() - path.stat().st_mtime >= older_than:
+                        _delete(path)
 
 
 def sync(path: Path) -> None:

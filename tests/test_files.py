@@ -139,6 +139,14 @@ def test_a_start_clears_away_what_is_temporary_and_nothing_else(tmp_path: Path) 
     assert names(tmp_path) == [".cache", "a.partial", "b"]
 
 
+def test_a_temporary_that_may_still_be_written_stays(tmp_path: Path) -> None:
+    for name in (".old.7.partial", ".new.8.partial"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / ".old.7.partial", (0, 0))
+    remove_temporaries(tmp_path, older_than=3600)
+    assert names(tmp_path) == [".new.8.partial"]
+
+
 def test_only_names_of_ours_are_temporary() -> None:
     assert is_temporary(Path(".data.partial", "train-00000.parquet"))
     assert not any(

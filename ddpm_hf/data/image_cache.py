@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_hf.data.decoding import WORKERS, CorruptImageError, OnCorrupt, Rows, Transform, settle
-from ddpm_hf.files import hash_of, is_intact, sealed, sync, sync_tree, temporary_name, written_whole
+from ddpm_hf.files import hash_of, is_intact, is_temporary, sealed, sync, sync_tree, temporary_name, written_whole
 
 # To be raised with every change of the files or of what a transform does.
 FORMAT = 1
@@ -88,21 +88,24 @@ def cached_images(
     stem = re.sub(r"[^\w.-]+", "_", Path(rows.name).stem)[-40:]
     cache = folder / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     try:
-        if _open(cache) is None:
+        found = _open(cache)
+        if found is None:
             folder.mkdir(parents=True, exist_ok=True)
             with _turn(cache, rows, show_progress):
-                if _open(cache) is None:
+                found = _open(cache)
+                if found is None:
                     if cache.exists():
                         logger.warning("the cache %s is damaged or of an earlier version; it is made again", cache)
+                    _remove_left_behind(folder)
                     with written_whole(cache) as building:
                         _build(rows, transform, building, on_corrupt, show_progress)
                     sync(folder)
+                    found = _open(cache)
     except OSError as error:
         raise ValueError(
             f"the decoded images of {rows.name!r} cannot be kept under {folder}: {error.strerror or error}; make room "
             "there, or give data.cache_dir another folder (or data.streaming true to keep none)"
         ) from error
-    found = _open(cache)
     assert found is not None, f"{cache} is gone as soon as it was made"
     _judge(rows, found.corrupt, on_corrupt)
     if found.corrupt:
@@ -128,6 +131,15 @@ def _turn(cache: Path, rows: Rows, show_progress: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove caches, whichever they are, that processes were building or removing when they were killed."""
+    for path in folder.glob(".*"):
+        if is_temporary(Path(path.name)):
+            lock = FileLock(folder / f"{Path(path.name[1:]).stem}.lock")
+            with suppress(Timeout), lock.acquire(timeout=0):  # whoever still builds it holds its lock
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _build(rows: Rows, transform: Transform, building: Path, on_corrupt: OnCorrupt, show_progress: bool) -> None:

@@ -17,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_hf.files import SEAL, written_whole
+from ddpm_hf.files import SEAL, remove_temporaries, written_whole
 from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.metrics.extractors import Extractor
 from ddpm_hf.metrics.frechet import check_gaussian, mean_and_covariance
 
+DAY = 24 * 60 * 60
 logger = logging.getLogger(__name__)
 
 
@@ -185,6 +186,7 @@ def _read_features(path: Path) -> Tensor | None:
 def _keep_features(path: Path, features: Tensor) -> None:
     """Write them for a later call, which computes them again if this does not work."""
     try:
+        remove_temporaries(path.parent, older_than=DAY)
         with written_whole(path, shared=True) as temporary:
             save_file({"features": features}, temporary, {SEAL: _hash_of_tensor(features)})
     except (OSError, SafetensorError) as error:

@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from benchmarks.cache import mapping
@@ -263,6 +264,15 @@ def test_a_damaged_cache_is_built_again(
     assert torch.equal(found.images, expected)
     assert found.fingerprint == fingerprint
     assert caplog.text.count("it is made again") == 1
+
+
+def test_what_killed_builds_of_other_caches_left_is_removed_but_not_what_is_being_built(tmp_path: Path) -> None:
+    for name in (".left-0.partial", ".left-1.removed", ".busy-2.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "images.bin").touch()
+    with FileLock(tmp_path / "busy-2.lock"):
+        cache_of(tmp_path, many())
+    assert [path.name for path in tmp_path.glob(".*")] == [".busy-2.partial"]
 
 
 def build_and_tell(folder: Path, rows: Rows, log: Path, barrier: Any) -> str:
