@@ -15,7 +15,7 @@ from ddpm_hf.images import image_grid
 from ddpm_hf.metrics.evaluation import HELD_OUT, SAMPLES, Evaluation, Results, Score
 from ddpm_hf.metrics.extractors import load_extractor
 from ddpm_hf.metrics.reference import FeatureExtraction
-from ddpm_hf.metrics.results import plain_table
+from ddpm_hf.metrics.results import SHOWN, nearest_picture, plain_table
 from ddpm_hf.metrics.table import METRICS, fewest_images
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import seed_from
@@ -50,6 +50,7 @@ class SampleEvaluation:
         self.first_seed = first_image_seed(config)
         self._held_out: Tensor | None = None
         self._held_out_labels: Tensor | None = None
+        self._data = data
         if settings.extractor is None:
             return
         if not isinstance(data, ImageData):
@@ -68,7 +69,8 @@ class SampleEvaluation:
             )
         extractor = load_extractor(settings.extractor, settings.extractor_weights).to(accelerator.device)
         self._features = FeatureExtraction(extractor, accelerator, settings.batch_size, show_progress=show_progress)
-        self._scorer = Evaluation(metrics, extractor, self._features.kept(data.images, data.fingerprint))
+        self._real = self._features.kept(data.images, data.fingerprint)
+        self._scorer = Evaluation(metrics, extractor, self._real)
         if settings.held_out_split is not None:
             held_out = load_cached_images(replace(config.data, split=settings.held_out_split))
             if len(held_out) < settings.num_images:
@@ -115,6 +117,16 @@ class SampleEvaluation:
         if self._num_classes is not None and self._num_classes <= 16:
             columns = self._num_classes  # a column for each class
         return image_grid(shown, columns, scale=max(1, 32 // images.shape[-1]))
+
+    def nearest(self, images: Tensor) -> Image | None:
+        """A dozen of ``images``, each beside the training images nearest to it; None without a feature network.
+
+        All processes must ask.
+        """
+        if self._settings.extractor is None or not isinstance(self._data, ImageData):
+            return None
+        shown = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SHOWN]]
+        return nearest_picture(shown, self._features.of(shown), self._data.images, self._real)
 
     def score(self, images: Tensor) -> Results:
         """The scores of ``images``, uint8 ``(N, C, H, W)``; none if the settings name no feature network."""

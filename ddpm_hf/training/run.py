@@ -290,6 +290,9 @@ class Run:
                 f"step {self.state.step} is there, so mend the cause, and the same command makes them again"
             ) from error
         self._keep_picture("grid.png", lambda path: save_png(self.setup.evaluation.grid(images), path))
+        nearest = self.setup.evaluation.nearest(images)
+        if nearest is not None:
+            self._keep_picture("nearest.png", lambda path: save_png(nearest, path))
         if self.publisher is not None:
             self.publisher.finished()
 

@@ -1,11 +1,13 @@
 """The loss on held-out images: the same noise each time, the same numbers on any number of processes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import nn
 
 from ddpm_hf import DDPMScheduler
@@ -13,7 +15,7 @@ from ddpm_hf.diffusion.losses import Objective
 from ddpm_hf.images import from_uint8
 from ddpm_hf.randomness import random_stream
 from ddpm_hf.training.held_out import HeldOutLoss
-from tests.runs import ended, finished, log_of, measured, start_processes_of, tensors_of
+from tests.runs import Started, ended, finished, log_of, measured, start_processes_of, tensors_of
 
 
 class Scaled(nn.Module):
@@ -101,3 +103,15 @@ def test_a_run_looks_at_it_and_learns_the_same(tmp_path: Path) -> None:
 def test_it_needs_images_that_are_held_out(tmp_path: Path) -> None:
     status, said = ended(tmp_path, "--evaluation.loss_every", 2, "--evaluation.held_out_split", "null")
     assert (status, "evaluation.loss_every is 2 and must be null, or evaluation.held_out_split" in said) == (2, True)
+
+
+def test_the_end_of_a_run_tells_whether_samples_are_copies(tmp_path: Path) -> None:
+    run = Started(
+        ["--training.steps", 2, "--evaluation.extractor", "digits", "--evaluation.num_images", 20], tmp_path / "run"
+    )
+    assert run.wait() == [0], run.said()
+    copying = json.loads((tmp_path / "run" / "metrics.json").read_text())["copying"]["samples"]
+    assert 0 <= copying["p_value"] <= 1
+    assert copying["samples"] > copying["held_out"] > 0  # noise lies far from any digit
+    assert "no nearer to training images than held-out images do" in run.said()
+    assert Image.open(tmp_path / "run" / "samples" / "nearest.png").width > 100
