@@ -322,6 +322,7 @@ def test_the_best_weights_and_the_grids_on_the_way_are_kept(train: Any) -> None:
     assert sorted(path.name for path in (run / "samples").iterdir()) == [
         "fid.png",
         "grid.png",
+        "nearest.png",
         "step-00000003.png",
         "step-00000006.png",
     ]
@@ -334,7 +335,7 @@ def test_the_best_weights_may_be_those_of_the_highest_score(train: Any) -> None:
     best = max(rounds, key=lambda line: line["recall"])
     assert min(rounds, key=lambda line: line["recall"]) != best
     assert json.loads((run / "best" / "metrics.json").read_text()) == best == results_of(run)["best"]
-    assert {path.name for path in (run / "samples").iterdir()} == {"recall.png", "grid.png"}
+    assert {path.name for path in (run / "samples").iterdir()} == {"recall.png", "grid.png", "nearest.png"}
 
 
 def test_metrics_and_grids_go_to_a_tracker(train: Any) -> None:
