@@ -33,6 +33,15 @@ Settings = TypeVar("Settings")
 TOKEN_HELP = "Token of the Hub, in place of HF_TOKEN and of 'hf auth login'; it is written to no file."
 
 
+OF_THE_LAUNCHER = frozenset(
+    {"config_file", "cpu", "use_cpu", "multi_gpu", "num_processes", "num_machines", "machine_rank", "mixed_precision"}
+    | {"main_process_ip", "main_process_port", "gpu_ids", "num_cpu_threads_per_process", "same_network", "rdzv_backend"}
+    | {"use_fsdp", "fsdp_config", "use_deepspeed", "deepspeed_config_file", "dynamo_backend", "downcast_bf16", "nnodes"}
+    | {"nproc_per_node", "max_restarts", "monitor_interval", "module", "no_python", "enable_cpu_affinity"}
+)
+"""Settings of `accelerate launch` and torchrun that people give to a script."""
+
+
 def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
     """The settings that a command line asks for.
 
@@ -175,8 +184,8 @@ def _of_the_machine(error: Exception) -> str | None:
         asked = re.search(r"allocate (\d+) bytes", said) or re.search(r"Tried to allocate ([\d.]+ \wiB)", said)
         amount = f" ({asked[1]}{' bytes' if asked[1].isdigit() else ''} asked at once)" if asked else ""
         return (
-            f"out of memory{amount}; lower batch_size, raise training.gradient_accumulation_steps, switch on "
-            "training.gradient_checkpointing, or take a smaller network"
+            f"out of memory{amount}; lower the batch size or take a smaller network; in training also raise "
+            "training.gradient_accumulation_steps or switch on training.gradient_checkpointing"
         )
     if re.search(r"Connection (closed|reset) by (peer|remote)|Socket Timeout|Broken pipe|failed to recv", said):
         return "another process of this run has ended, and so this one ends; what was saved stays"
@@ -283,6 +292,11 @@ def _groups_of(kind: type) -> dict[str, type]:
 def _refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> None:
     names = sorted(known)
     for key in keys:
+        if key in OF_THE_LAUNCHER and key not in names:
+            fail(
+                f"{where} sets {key!r}, which the launcher takes and no command does; give it before the script, as in "
+                f"'accelerate launch --{key} ... train_accelerate.py', or in the launcher's --config_file"
+            )
         if key not in names:
             nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
             fail(f"{where} sets {key!r}, which is no setting; the nearest one is {nearest!r} (--help shows all)")

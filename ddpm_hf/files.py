@@ -20,6 +20,9 @@ import xxhash
 
 PARTIAL, REMOVED, STAGED = ".partial", ".removed", ".push-"
 
+LOCK = ".lock"
+"""In a folder that is being written; `ddpm_hf.lock` says by whom."""
+
 SEAL = "xxh3_128"
 """The key of a JSON object under which the hash of all its other entries stands."""
 HASHES = "hashes.json"

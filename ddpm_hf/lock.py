@@ -1,4 +1,7 @@
-"""One writer for each folder: its main process holds a lock, which says who it is."""
+"""One writer for each folder: its main process holds a lock, which says who it is.
+
+The kernel frees the lock when the process ends, however that happens.
+"""
 
 import errno
 import fcntl
@@ -14,10 +17,8 @@ from typing import Any
 import psutil
 from accelerate import Accelerator
 
+from ddpm_hf.files import LOCK
 from ddpm_hf.launch import decided_by_main
-
-LOCK = ".lock"
-"""The file in a folder that is being written. The kernel frees its lock when the process ends, however that happens."""
 
 # What file systems say that know no locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ddpm_hf.files import is_temporary, remove_temporaries, write_json
+from ddpm_hf.files import LOCK, is_temporary, remove_temporaries, write_json
 
 FILE = "manifest.json"
 
@@ -47,7 +47,7 @@ def check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
     """
     found = read_manifest(folder)
     if found is None:
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        names = sorted({path.name for path in folder.iterdir()} - {LOCK}) if folder.is_dir() else []
         strangers = [name for name in names if not is_temporary(Path(name))]  # which a killed process left
         if strangers:
             raise ValueError(f"{folder} holds {', '.join(strangers[:3])} and no {FILE}; give an empty or new --output")

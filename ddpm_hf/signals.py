@@ -41,9 +41,11 @@ def ended_by_signals() -> Iterator[None]:
     The end of a launcher counts as SIGTERM. Once the context is left, the program is ending, and signals are ignored.
     For the main thread of a script's main module alone.
     """
-    numbers = stop_signals()
+    numbers, ending = stop_signals(), threading.Lock()
 
     def end(number: int, frame: FrameType | None) -> None:
+        if not ending.acquire(blocking=False):  # the other thread, or a signal before, is at it
+            return
         with suppress(Exception):
             sys.stdout.flush()
         name = signal.Signals(number).name

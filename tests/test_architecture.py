@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "images": {"files"},
     "signals": set(),
     "launch": {"signals"},
-    "lock": {"launch"},
+    "lock": {"files", "launch"},
     "settings": set(),
     "randomness": {"settings"},
     "manifest": {"files"},
@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "command_line": {"settings", "training"},
     "toy": {"command_line", "diffusion", "sampling", "schedulers", "settings"},
     "cli": {
-        *("command_line", "conversion", "data", "diffusion", "files", "hub", "images", "launch", "manifest"),
+        *("command_line", "conversion", "data", "diffusion", "files", "hub", "images", "launch", "lock", "manifest"),
         *("metrics", "pipeline", "sampling", "settings", "training"),
     },
 }

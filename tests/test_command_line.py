@@ -11,7 +11,7 @@ import pytest
 
 from ddpm_hf import DDPMScheduler, UNet2DModel
 from ddpm_hf.cli.push import PushConfig
-from ddpm_hf.command_line import parse_settings
+from ddpm_hf.command_line import parse_config, parse_settings
 from ddpm_hf.settings import constructor_settings
 
 ROOT = Path(__file__).parents[1]
@@ -144,3 +144,11 @@ def test_what_is_no_value_is_refused(capsys: pytest.CaptureFixture[str], argv: l
     sentence = capsys.readouterr().err
     assert said in sentence
     assert sentence.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["mixed_precision", "num_processes", "config_file"])
+def test_a_setting_of_the_launcher_is_sent_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_config([f"--{name}", "x"], default_recipe=ROOT / "configs" / "train" / "digits.yaml")
+    said = capsys.readouterr().err
+    assert f"sets {name!r}, which the launcher takes and no command does; give it before the script, as in" in said

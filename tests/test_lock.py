@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from ddpm_hf.lock import LOCK, FolderLock
+from ddpm_hf.files import LOCK
+from ddpm_hf.lock import FolderLock
 from tests.runs import Started, ended, log_of
 
 HOLD = "import sys, time; from pathlib import Path; from ddpm_hf.lock import FolderLock; "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ddpm_hf.command_line import parse_settings
+from ddpm_hf.command_line import ending_in_one_sentence, parse_settings
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class ConvertConfig:
         return self.source.suffix in (".json", ".info") and not self.source.is_dir()
 
 
+@ending_in_one_sentence()
 def main() -> None:
     """The console command."""
     config = parse_settings(

@@ -25,6 +25,7 @@ from ddpm_hf.files import check_writable
 from ddpm_hf.hub.push import command_to_finish, prepare_once, samples_push
 from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository
 from ddpm_hf.launch import decided_by_main, each_on_its_own, environment, own_share, start_processes
+from ddpm_hf.lock import only_writer
 from ddpm_hf.manifest import FILE, check_same_settings, claim, weights_hash
 from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.sampling.denoising import SamplingOptions, image_shape, no_class_of, step_options_of
@@ -41,7 +42,8 @@ def run(config: SampleConfig) -> None:
         diffusers.utils.logging.disable_progress_bar()  # that of loading a model's two parts
         diffusers.utils.logging.set_verbosity_error()  # without it, diffusers also reports a missing model
         datasets.disable_progress_bars()
-        made = sample(config, accelerator)
+        with only_writer(config.output, accelerator):
+            made = sample(config, accelerator)
         if accelerator.is_main_process and not config.quiet:
             print(f"{config.output}: {made}")
         if config.push_to_hub and accelerator.is_main_process:

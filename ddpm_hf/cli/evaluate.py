@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ddpm_hf.command_line import parse_settings
+from ddpm_hf.command_line import ending_in_one_sentence, parse_settings
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.metrics.table import (
     IN_COMMAND,
@@ -128,6 +128,7 @@ class EvaluateConfig:
         return DataConfig(name=self.reference, **options)
 
 
+@ending_in_one_sentence()
 def main() -> None:
     """The console command."""
     config = parse_settings(EvaluateConfig, sys.argv[1:], "Score generated images against real ones.")

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm_hf.command_line import parse_settings
+from ddpm_hf.command_line import ending_in_one_sentence, parse_settings
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class PushConfig:
             raise ValueError(f"{self.folder} is no folder; give that of a run, of a pipeline or of samples")
 
 
+@ending_in_one_sentence()
 def main() -> None:
     """The console command."""
     config = parse_settings(PushConfig, sys.argv[1:], "Push a model or samples to the Hub.", is_positional=True)

@@ -13,7 +13,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Final, Literal
 
-from ddpm_hf.command_line import parse_settings
+from ddpm_hf.command_line import ending_in_one_sentence, parse_settings
 from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
 from ddpm_hf.sampling.samplers import SamplerName, check_sampler
 from ddpm_hf.settings import check, check_seed
@@ -132,6 +132,7 @@ def _class_of(digits: str) -> int:
 LAST_CLASS: Final = 10_000_000
 
 
+@ending_in_one_sentence()
 def main() -> None:
     """The console command."""
     config = parse_settings(SampleConfig, sys.argv[1:], "Draw images from a model, each from its own seed.")

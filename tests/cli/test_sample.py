@@ -261,7 +261,7 @@ def test_a_full_disk_on_any_process_is_one_sentence_and_the_rest_is_drawn_later(
 def test_a_place_that_is_a_file_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = refusal(tmp_path / "no" / "model", tmp_path / "file")
-    assert f"cannot be written, as {tmp_path / 'file'} is no folder" in said
+    assert f"cannot be a folder, because {tmp_path / 'file'} is a file" in said
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
