@@ -72,9 +72,10 @@ def test_signals_within_a_save_do_not_break_it(tmp_path: Path) -> None:
     arguments = ["--training.steps", 9, "--training.checkpoint_every", 4]
     run = Started(arguments, tmp_path / "run", fault=storm_in_a_save)
     assert run.wait() == [75]
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-4"]
+    # That save was due anyway; the signals are seen after the next step.
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-4", "step-5"}
     assert "Traceback" not in run.said()
-    assert run.said().count("stopped by a signal; step 4 of 9 is saved") == 1
+    assert run.said().count("stopped by a signal; step 5 of 9 is saved") == 1
 
 
 def start(launcher: str, run: Path) -> subprocess.Popen[bytes]:

@@ -120,7 +120,9 @@ def _images(folder: Path) -> Check:
         shutil.rmtree(folder / "cache", ignore_errors=True)
         place.mkdir()
         (place / picture.name).write_bytes(content)
-        (place / "z.png").write_bytes(replace(picture, ending="png", cut=1.0, frames=1).content() or content)
+        turned = picture.turned if picture.ending not in ("bmp", "gif") else 0  # which know no EXIF
+        beside = replace(picture, ending="png", cut=1.0, frames=1, turned=turned)
+        (place / "z.png").write_bytes(beside.content() or content)
         training, samples = as_training(place), as_samples(place)
         if isinstance(training, Refused) != isinstance(samples, Refused):
             raise Fault("silent difference", f"training {_told(training)}, scoring {_told(samples)}")
