@@ -109,7 +109,8 @@ def _is_of(value: Any, kind: Any) -> bool:
         return is_list and all(_is_of(item, inner[0]) for item in value)
     if kind in (int, float):
         is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-        return is_number and value == value
+        # No whole number beyond 64 bits means anything as a float; torch converts none.
+        return is_number and value == value and not (kind is float and isinstance(value, int) and abs(value) >= 2**63)
     is_plain = kind is not Any and isinstance(kind, type) and get_origin(kind) is None
     return not is_plain or isinstance(value, kind)
 

@@ -37,6 +37,8 @@ def test_what_an_annotation_takes(kind: Any, value: Any) -> None:
         (int, 1.0, "x=1.0 must be a whole number."),
         (float, float("nan"), "x=nan must be a number."),
         (float, "1", "x='1' must be a number."),
+        (float, 2**64, "x=18446744073709551616 must be a number."),
+        (list[float], [10**400], "must be a list of numbers."),
         (bool, 1, "x=1 must be true or false."),
         (str | None, 3, "x=3 must be a name or None."),
         (tuple[int, int], [8], r"x=\[8\] must be a list of 2 whole numbers."),
