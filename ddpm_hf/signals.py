@@ -18,6 +18,9 @@ from types import FrameType
 STOPPED = 75
 """Exit status of a run that a signal stopped, whatever it had to save being saved: EX_TEMPFAIL, start it again."""
 
+INITS = {"init", "systemd", "tini", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runit"}
+"""Names of programs that are the first process of a machine or container and run nothing themselves."""
+
 SECONDS_BETWEEN_LOOKS = 0.5
 """How often a process looks whether its launcher is still there."""
 
@@ -70,7 +73,7 @@ def ended_by_signals() -> Iterator[None]:
 def _watch(heard: socket.socket, end: Callable[[int, FrameType | None], None]) -> None:
     heard.settimeout(SECONDS_BETWEEN_LOOKS)
     parent = os.getppid() if _is_launched() else None
-    is_orphan = parent == 1 and not _is_launcher(1)
+    is_orphan = parent == 1 and _is_init()
     while True:
         with suppress(TimeoutError):
             for number in heard.recv(64):
@@ -87,10 +90,10 @@ def _is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_DYNAMO_MODE" in os.environ
 
 
-def _is_launcher(pid: int) -> bool:
-    """Whether a process, such as the first one of a container, is a launcher; taken for one where it cannot be seen."""
+def _is_init() -> bool:
+    """Whether the first process is one that takes in orphans, and not, as in a container, the launcher itself."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        is_own = Path("/proc/self").readlink().name == str(os.getpid())  # not those of an outer container
+        return is_own and Path("/proc/1/comm").read_text().strip() in INITS
     except OSError:
-        return True
-    return b"accelerate" in words or b"torch" in words
+        return False

@@ -1,12 +1,14 @@
 """A signal to any process of a run, or the end of its launcher: the step is saved, and no process is left."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -78,11 +80,11 @@ def test_signals_within_a_save_do_not_break_it(tmp_path: Path) -> None:
     assert run.said().count("stopped by a signal; step 5 of 9 is saved") == 1
 
 
-def start(launcher: str, run: Path) -> subprocess.Popen[bytes]:
+def start(launcher: str, run: Path, *around: str) -> subprocess.Popen[bytes]:
     words = LAUNCHERS[launcher][0]
     script = ["train_accelerate.py", *TINY, "--training.steps", "100000", "--output_dir", str(run)]
     said = run.with_name("said").open("w")
-    return subprocess.Popen([sys.executable, *words, *script], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+    return subprocess.Popen([*around, sys.executable, *words, *script], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.slow
@@ -115,6 +117,26 @@ def test_a_signal_to_a_launcher_saves_and_leaves_no_process(
     assert len(list((run / "checkpoints").glob("step-*"))) == 1
     assert not list((run / "checkpoints").glob(".*"))
     assert status == 75 if launcher == "python" else status != 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode != 0
+    if shutil.which("unshare")
+    else True,
+    reason="no containers here",
+)
+@pytest.mark.parametrize("launcher", ["python", "torchrun", "accelerate, 2"])
+def test_the_first_process_of_a_container_saves_too(tmp_path: Path, launcher: str) -> None:
+    run = tmp_path / "run"
+    process = start(launcher, run, "unshare", "--pid", "--fork", "--kill-child")
+    while len(log_of(run)) < 2:
+        assert process.poll() is None, run.with_name("said").read_text()
+        time.sleep(0.05)
+    os.kill(psutil.Process(process.pid).children()[0].pid, signal.SIGTERM)
+    assert process.wait(60) == (75 if launcher == "python" else 1)
+    said = run.with_name("said").read_text()
+    assert said.count("is saved, and the same command goes on from there") == 1, said
 
 
 def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:

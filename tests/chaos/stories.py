@@ -101,8 +101,7 @@ def differences(run: Path, whole: Path) -> list[str]:
     if one != other:
         odd = [line for line in (*one, *other) if (line in one) != (line in other)]
         found.append(f"another log of {len(one)} lines for {len(other)}: {odd[:4]}")
-    files = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
-    here = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
+    files, here = _files_of(whole), _files_of(run)
     if files != here:
         found.append(f"other files {sorted(map(str, files ^ here))[:5]}")
     found += [f"left {path}" for path in run.rglob("*") if is_temporary(path.relative_to(run)) or path.name == ".lock"]
@@ -110,3 +109,12 @@ def differences(run: Path, whole: Path) -> list[str]:
         if path.suffix in (".safetensors", ".png") and (run / path).read_bytes() != (whole / path).read_bytes():
             found.append(f"another {path}")
     return found
+
+
+def _files_of(run: Path) -> set[Path]:
+    """Its files, without those of other checkpoints than the last: a save at a stop takes the place of an older one."""
+    last = run / "checkpoints" / f"step-{STEPS}"
+    files = {path for path in run.rglob("*") if path.is_file()}
+    return {path.relative_to(run) for path in files if "checkpoints" not in path.relative_to(run).parts[:1]} | {
+        path.relative_to(run) for path in files if last in path.parents
+    }
