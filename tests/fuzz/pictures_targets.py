@@ -127,7 +127,8 @@ def _images(folder: Path) -> Check:
         if isinstance(training, Refused) != isinstance(samples, Refused):
             raise Fault("silent difference", f"training {_told(training)}, scoring {_told(samples)}")
         if isinstance(training, Refused):
-            if picture.mode in ("L", "RGB") and picture.cut == 1 and picture.frames == 1:
+            is_of_two_sizes = "has height and width" in training.sentence
+            if picture.mode in ("L", "RGB") and picture.cut == 1 and picture.frames == 1 and not is_of_two_sizes:
                 raise Fault("silent difference", f"an ordinary picture is refused: {training.sentence}")
             return
         if not np.array_equal(training, samples):
@@ -158,7 +159,7 @@ def _compare_with_truth(picture: Picture, content: bytes, found: Any) -> None:
             truth = np.atleast_3d(np.asarray(plain, float)).transpose(2, 0, 1)
     if picture.ending == "gif" and picture.mode == "RGB":
         return  # a palette of 256 colours
-    if picture.ending == "gif" and picture.mode == "I;16":
+    if picture.ending in ("gif", "webp") and picture.mode == "I;16":
         return  # PIL writes the values above 255 as 255
     if turned in (3, 4):
         truth = truth[:, ::-1, ::-1]
@@ -235,7 +236,8 @@ def _folders(folder: Path) -> Check:
                 ),
             )
         )
-        if len(known) != told:
+        broken = sum(kind == "broken.png" for _, _, kind in tree)  # in another split, counted by its name
+        if not len(known) <= told <= len(known) + broken:
             raise Fault("silent difference", f"{len(known)} of {len(greys)} images are left out, and said to be {told}")
 
     return check
