@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ddpm_hf.files import LOCK, is_temporary, remove_temporaries, write_json
+from ddpm_hf.files import LOCK, is_temporary, read_json, remove_temporaries, write_json
 
 FILE = "manifest.json"
 
@@ -30,11 +30,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / FILE
     if not path.exists():
         return None
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); remove it, or give another --output") from error
-    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+    content = read_json(path, "remove it, or give another --output")
+    if not isinstance(content.get("settings"), dict):
         raise ValueError(f"{path} is no manifest of this program; give another --output")
     return content
 

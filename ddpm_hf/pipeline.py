@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ddpm_hf.files import read_json
 from ddpm_hf.hub.cards import Subject, model_card
 from ddpm_hf.hub.downloads import fetched
 from ddpm_hf.hub.public_files import public_files
@@ -329,13 +330,8 @@ def check_local_folder(path: Path, needs_weights: bool = True) -> None:
         raise FileNotFoundError(f"{path} does not exist; give a pipeline's folder, or a Hub id such as owner/name.")
     if not path.is_dir():
         return
-    try:
-        content = json.loads(index.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{index} is not JSON ({error}); restore it.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{index} is no index of a pipeline; restore it.")
-    network = _network_in(path)
+    read_json(index)
+    network = network_in(path)
     pickled = next(network.glob("*.bin"), None)
     if needs_weights and pickled is not None and not any(network.glob("*.safetensors")):
         raise FileNotFoundError(
@@ -344,7 +340,7 @@ def check_local_folder(path: Path, needs_weights: bool = True) -> None:
         )
 
 
-def _network_in(path: Path) -> Path:
+def network_in(path: Path) -> Path:
     """The folder of the network; in old pipelines all files lie side by side."""
     return path / "unet" if (path / "unet").is_dir() else path
 
@@ -354,7 +350,7 @@ def _only_variant(path: Path) -> str | None:
     if not path.is_dir():
         return None
     form = r"diffusion_pytorch_model(?:\.(?P<variant>[^.]+?))?(?:-\d+-of-\d+)?\.safetensors"
-    found = {match["variant"] for file in _network_in(path).iterdir() if (match := re.fullmatch(form, file.name))}
+    found = {match["variant"] for file in network_in(path).iterdir() if (match := re.fullmatch(form, file.name))}
     return found.pop() if len(found) == 1 else None
 
 
@@ -389,6 +385,6 @@ def _check_index(index: dict[str, Any], source: str) -> None:
     if set(components) != {"unet", "scheduler"} or components["unet"] != "UNet2DModel":
         parts = ", ".join(f"{name}: {class_name}" for name, class_name in components.items())
         raise ValueError(
-            f"{source} holds a {index.get('_class_name')} ({parts}); DDPMCustomPipeline loads pipelines of a "
-            "UNet2DModel and a scheduler, such as DDPMPipeline and DDIMPipeline."
+            f"{source} holds a {index.get('_class_name', 'pipeline')} ({parts or 'of nothing'}); DDPMCustomPipeline "
+            "loads pipelines of a UNet2DModel and a scheduler, such as DDPMPipeline and DDIMPipeline."
         )

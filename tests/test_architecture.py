@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": {"diffusion", "files", "images", "launch", "randomness", "schedulers", "settings"},
     "metrics": {"diffusion", "files", "images", "launch", "randomness", "settings"},
     "hub": {"files", "metrics"},  # of metrics, the names of scores
-    "pipeline": {"hub", "images", "models", "randomness", "sampling", "schedulers", "settings"},
+    "pipeline": {"files", "hub", "images", "models", "randomness", "sampling", "schedulers", "settings"},
     "__init__": {"diffusion", "models", "pipeline", "schedulers"},
     "data": {"diffusion", "files", "images", "randomness", "settings"},
     "assets": {"data", "images", "metrics"},

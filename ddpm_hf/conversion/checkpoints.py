@@ -1,6 +1,5 @@
 """Checkpoints of other projects into pipeline folders, and back, with not one bit of a weight changed."""
 
-import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,10 +21,10 @@ from ddpm_hf.conversion.layouts import (
 )
 from ddpm_hf.conversion.pickles import TrainedWeights, as_saved, read_trained_weights, tensors_of, unpickle
 from ddpm_hf.conversion.recipes import ddpm_torch_recipe, ermongroup_recipe, read_recipe
-from ddpm_hf.files import sha256_of, written_whole
+from ddpm_hf.files import read_json, sha256_of, written_whole
 from ddpm_hf.manifest import read_manifest, weights_hash, write_manifest
 from ddpm_hf.models.unet_2d import UNet2DModel
-from ddpm_hf.pipeline import DDPMCustomPipeline
+from ddpm_hf.pipeline import DDPMCustomPipeline, network_in
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 
 RAW_VARIANT: Final = "non_ema"
@@ -119,7 +118,7 @@ def read_folder(path: Path) -> Checkpoint:
         OSError: it cannot be read.
     """
     is_pipeline = (path / "model_index.json").is_file()
-    folder = path / "unet" if is_pipeline and (path / "unet").is_dir() else path  # or with all files side by side
+    folder = network_in(path) if is_pipeline else path
     pickled = folder / "diffusion_pytorch_model.bin"
     index = _read_json(folder / "config.json")
     if index.get("_class_name") != "UNet2DModel":
@@ -197,13 +196,7 @@ def write_checkpoint(checkpoint: Checkpoint, layout: Layout, destination: Path) 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist, so {path.parent} is not a model's folder")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no settings")
-    return content
+    return read_json(path)
 
 
 def _check_same_network(wanted: Mapping[str, Any], found: Mapping[str, Any], recipe: Path | None) -> None:

@@ -6,7 +6,6 @@ stay, but for scores of ours.
 """
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import CardData, DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 
+from ddpm_hf.files import read_json
 from ddpm_hf.metrics.table import IN_COMMAND, SCORES
 
 LICENSE = "apache-2.0"
@@ -315,18 +315,10 @@ def _size(count: int) -> str:
     return "1M<n<10M"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_if_there(path: Path) -> dict[str, Any]:
     """The content of a file; empty where there is none.
 
     Raises:
         ValueError: it is no JSON object.
     """
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); restore it, or move it away") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; restore it, or move it away")
-    return content
+    return read_json(path, "restore it, or move it away") if path.exists() else {}

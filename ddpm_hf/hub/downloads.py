@@ -21,7 +21,10 @@ def fetched(fetch: Callable[[], Path], repository: str) -> Path:
         OSError: a file is damaged again after it was fetched anew.
     """
     folder = retried(fetch, repository, AT_THE_START)
-    for blob in damaged(folder):
+    found = damaged(folder)
+    if not found:
+        return folder
+    for blob in found:
         blob.unlink()
     folder = retried(fetch, repository, AT_THE_START)
     again = damaged(folder)

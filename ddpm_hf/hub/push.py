@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ddpm_hf.hub.cards import LICENSE, dataset_card, read_json
+from ddpm_hf.hub.cards import LICENSE, dataset_card, read_json_if_there
 from ddpm_hf.hub.public_files import Files, public, public_files
 from ddpm_hf.hub.repository import PushError, Repository, Write
 
@@ -48,7 +48,7 @@ def samples_push(folder: Path, repository: str, license: str) -> Push:
     files = public_files(folder, "data/train-*.parquet", "manifest.json")
     if "manifest.json" not in files or len(files) == 1:
         raise ValueError(f"{folder} holds no samples in parquet files; make them by ddpm-hf-sample --format parquet")
-    manifest = public(read_json(folder / "manifest.json"))
+    manifest = public(read_json_if_there(folder / "manifest.json"))
     message = f"{manifest['settings']['num_images']} samples"
     return Push(message, files, lambda present: dataset_card(repository, manifest, license, present))
 

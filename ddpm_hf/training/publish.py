@@ -22,11 +22,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ddpm_hf.files import STAGED
-from ddpm_hf.hub.cards import Subject, model_card, read_json
+from ddpm_hf.hub.cards import Subject, model_card, read_json_if_there
 from ddpm_hf.hub.downloads import fetched
 from ddpm_hf.hub.public_files import Files, public, public_files
 from ddpm_hf.hub.push import Push, command_to_finish
 from ddpm_hf.hub.repository import AT_THE_START, PushError, Repository, api_of, explain, retried
+from ddpm_hf.pipeline import network_in
 from ddpm_hf.training.checkpoint_files import STATE, newest_complete, resealed, step_of
 
 CHECKPOINTS = "checkpoints"
@@ -57,13 +58,13 @@ def model_push(run: Path, repository: str, license: str, checkpoint: Path | None
         if checkpoint is None:
             raise ValueError(f"{run} holds neither model_index.json nor a complete checkpoint, so there is no model")
     source = checkpoint or run
-    network = source / "unet" if (source / "unet").is_dir() else source
+    network = network_in(source)
     _check_weights(network)
     files = public_files(source, *(PIPELINE if network != source else FLAT_PIPELINE)) | public_files(run, *OF_THE_RUN)
     results = {}
     if checkpoint is None:
         files |= public_files(run, *BESIDE_A_FINISHED_PIPELINE)
-        results = read_json(run / "metrics.json")
+        results = read_json_if_there(run / "metrics.json")
     elif grids := sorted((run / "samples").glob("step-*.png")):
         files["samples/grid.png"] = grids[-1]
     config = _settings_of(run)
@@ -73,10 +74,10 @@ def model_push(run: Path, repository: str, license: str, checkpoint: Path | None
     subject = Subject(
         repository,
         license,
-        unet=read_json(network / "config.json"),
+        unet=read_json_if_there(network / "config.json"),
         config=public(config),
         results=public(results),
-        environment=public(read_json(run / "environment.json")),
+        environment=public(read_json_if_there(run / "environment.json")),
         step=step_of(checkpoint) if checkpoint else results.get("steps"),
         has_grid="samples/grid.png" in files,
     )
