@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
@@ -39,6 +40,10 @@ SECONDS_OF_SILENCE = 20
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's malloc.h: how much free memory it keeps, and from what size on it asks the kernel each time."""
+
+
+MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux says how much memory a container may use, in its two versions."""
 
 
 def start_processes(
@@ -273,6 +278,15 @@ def usable_cores() -> int:
         if allowed != "max":
             cores = min(cores, max(1, int(allowed) // int(period)))
     return cores
+
+
+def usable_memory() -> int:
+    """The bytes of memory, with swap, that all processes here may use: the machine's, or the container's limit."""
+    memory = psutil.virtual_memory().total + psutil.swap_memory().total
+    for file in map(Path, MEMORY_LIMITS):
+        limit = file.read_text().strip() if file.exists() else ""
+        memory = min(memory, int(limit)) if limit.isdigit() else memory
+    return int(memory)
 
 
 def end_processes(accelerator: Accelerator) -> None:

@@ -24,7 +24,7 @@ from ddpm_hf.command_line import fail
 from ddpm_hf.files import check_writable
 from ddpm_hf.hub.push import command_to_finish, prepare_once, samples_push
 from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository
-from ddpm_hf.launch import decided_by_main, each_on_its_own, environment, own_share, start_processes
+from ddpm_hf.launch import decided_by_main, each_on_its_own, environment, own_share, start_processes, usable_memory
 from ddpm_hf.lock import only_writer
 from ddpm_hf.manifest import FILE, check_same_settings, claim, weights_hash
 from ddpm_hf.pipeline import DDPMCustomPipeline
@@ -158,7 +158,7 @@ def check_room(config: SampleConfig, count: int, shape: tuple[int, int, int]) ->
             f"num_images is {config.num_images}, and {count} more images need at least {count * each / 1e9:.1f} GB in "
             f"{config.output}, where {free / 1e9:.1f} GB are free; there is room for {free // each}"
         )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = usable_memory()
     if config.format == "npz" and config.num_images * raw > memory:
         raise ValueError(
             f"num_images is {config.num_images}, and an npz is put together in memory, which holds {memory // raw} "

@@ -11,16 +11,8 @@ from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 
 from ddpm_hf.data.decoding import WORKERS
+from ddpm_hf.data.folders import state_of
 from ddpm_hf.files import hash_of, is_intact, sealed, written_whole
-
-
-def state_of(path: Path) -> list[int]:
-    """Size, times and number of a file, which tell whether it has changed on this machine.
-
-    Systems note each change of a file in its ctime, which no program can set, as it can the time of modification.
-    """
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def content_of(paths: list[Path], show_progress: bool = False) -> list[str]:

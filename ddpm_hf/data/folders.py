@@ -25,8 +25,16 @@ _SPLIT_WORDS = {
 }
 _SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
 
-# Size, times and number of a file. All systems count ctime up at each change and let no program set it.
 State = tuple[int, ...]
+
+
+def state_of(file: Path | os.DirEntry[str]) -> State:
+    """Size, times and number of a file, which tell whether it has changed on this machine.
+
+    Systems note each change of a file in its ctime, which no program can set, as it can the time of modification.
+    """
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 @dataclass
@@ -68,8 +76,7 @@ def list_folder(folder: Path) -> FolderOfImages:
         name, ending = entry.name, PurePosixPath(entry.name).suffix.lower()
         is_image = ending in ENDINGS
         try:
-            status = entry.stat()
-            state: State = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+            state = state_of(entry)
         except OSError:
             state = ()
         if name.startswith((".", "__")):

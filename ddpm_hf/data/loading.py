@@ -18,7 +18,7 @@ import pyarrow.parquet
 from huggingface_hub import DatasetCard
 from huggingface_hub.constants import HF_HOME
 
-from ddpm_hf.data.contents import content_of, state_of
+from ddpm_hf.data.contents import content_of
 from ddpm_hf.data.folders import (
     ARCHIVES,
     ENDINGS,
@@ -28,6 +28,7 @@ from ddpm_hf.data.folders import (
     list_folder,
     shown,
     splits_of,
+    state_of,
 )
 from ddpm_hf.data.settings import DataConfig
 

@@ -1,12 +1,12 @@
 """What a pipeline's call may be given, in every form in which people give it; all else is refused in one sentence."""
 
-import os
 from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from ddpm_hf.launch import usable_memory
 from ddpm_hf.settings import as_int, as_ints, shown
 
 OUTPUT_TYPES: Final = ("pil", "np", "numpy", "pt", "uint8")
@@ -64,7 +64,7 @@ def check_memory(shape: tuple[int, ...], device: torch.device) -> None:
         ValueError: with the number of images that could be drawn at once, at most.
     """
     is_cuda = device.type == "cuda"
-    memory = torch.cuda.mem_get_info(device)[1] if is_cuda else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = torch.cuda.mem_get_info(device)[1] if is_cuda else usable_memory()
     # A step holds at least x_t, the network's output, the predicted x_0 and the next x_t, in float32 or half of it; and
     # a generator, which images may have each, has 5 KiB.
     image = 4 * 2 * shape[1] * shape[2] * shape[3] + 5 * 2**10

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from ddpm_hf.launch import usable_memory
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.training.settings import Config, TrainingConfig
 
@@ -21,7 +21,6 @@ TENSORS_OF_A_STEP = 4
 """Of the size of the images: x_0, noise, x_t and the network's output."""
 MOMENTS = 2
 """Of the optimizer, for each weight."""
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def check_needs(config: Config, accelerator: Accelerator) -> None:
@@ -79,11 +78,7 @@ def memory_of(accelerator: Accelerator) -> int:
     """Bytes that a process may use at most: its GPU's, or its share of the machine's or container's, with swap."""
     if accelerator.device.type == "cuda":
         return int(torch.cuda.mem_get_info(accelerator.device)[1])
-    there = psutil.virtual_memory().total + psutil.swap_memory().total
-    for file in map(Path, LIMITS):
-        limit = file.read_text().strip() if file.exists() else ""
-        there = min(there, int(limit)) if limit.isdigit() else there
-    return int(there) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return usable_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def in_units(size: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ddpm_hf import launch
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.training import needs
@@ -78,9 +79,9 @@ def test_memory_is_that_of_the_container_and_shared_by_its_processes(
 ) -> None:
     (tmp_path / "limit").write_text("1000\n")
     (tmp_path / "none").write_text("max\n")
-    monkeypatch.setattr(needs, "LIMITS", (str(tmp_path / "missing"), str(tmp_path / "none")))
+    monkeypatch.setattr(launch, "MEMORY_LIMITS", (str(tmp_path / "missing"), str(tmp_path / "none")))
     assert memory_of(ONE) > 2**20
-    monkeypatch.setattr(needs, "LIMITS", (str(tmp_path / "limit"),))
+    monkeypatch.setattr(launch, "MEMORY_LIMITS", (str(tmp_path / "limit"),))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert memory_of(ONE) == 250
 
