@@ -3,21 +3,21 @@
 import math
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ddpm_hf.files import written_whole
+from ddpm_hf.pixels import EIGHT_BITS
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] to the nearest of 0 .. 255, clipped. Any floating (B, C, H, W) to uint8 (B, C, H, W)."""
-    return (to_unit_range(images.float()) * 255).round().to(torch.uint8)
+    return EIGHT_BITS.from_model(images)
 
 
 def from_uint8(images: Tensor) -> Tensor:
     """0 .. 255 to [-1, 1] in float32, inverted exactly by `to_uint8`."""
-    return images.float() / 127.5 - 1
+    return EIGHT_BITS.to_model(images)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
-MAX_ARROWS = 90
+MAX_ARROWS = 100
 MAX_LINES = 420
 MAX_PARAMETERS = 7
 
@@ -19,7 +19,8 @@ MAX_PARAMETERS = 7
 # table. Each arrow is drawn by some file; one that nobody draws any more has to go.
 ALLOWED: dict[str, set[str]] = {
     "files": set(),
-    "images": {"files"},
+    "pixels": set(),
+    "images": {"files", "pixels"},
     "signals": set(),
     "launch": {"signals"},
     "lock": {"files", "launch"},
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": {"files", "metrics"},  # of metrics, the names of scores
     "pipeline": {"files", "hub", "images", "models", "randomness", "sampling", "schedulers", "settings"},
     "__init__": {"diffusion", "models", "pipeline", "schedulers"},
-    "data": {"diffusion", "files", "images", "randomness", "settings"},
+    "data": {"diffusion", "files", "pixels", "randomness", "settings"},
     "assets": {"data", "images", "metrics"},
     "conversion": {"diffusion", "files", "manifest", "models", "pipeline", "schedulers"},
     "training": {

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ddpm_hf.data.sources import ImageSource
 from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
-from ddpm_hf.images import from_uint8
 from ddpm_hf.randomness import random_stream
 
 # Samples whose randomness is drawn by one generator. Any share of a batch costs at most the two blocks at its ends more
@@ -114,7 +113,7 @@ class Batches:
         images, labels = self.data.batch(step, self.batch_size, start, stop, self.seed)
         t, flip, noise = draw_randomness(self.seed, step, start, stop, self.data.shape, self.timesteps)
 
-        x_0 = from_uint8(images.to(self._device))
+        x_0 = self.data.format.to_model(images.to(self._device))
         if self.random_flip:
             x_0 = torch.where(flip.to(self._device)[:, None, None, None], x_0.flip(-1), x_0)
         if labels is not None and self.labels is not None:

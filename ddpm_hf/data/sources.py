@@ -17,6 +17,7 @@ from ddpm_hf.data.image_cache import cached_images
 from ddpm_hf.data.loading import load
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.streaming import StreamedImages
+from ddpm_hf.pixels import EIGHT_BITS, PixelFormat
 from ddpm_hf.randomness import random_stream
 
 
@@ -36,6 +37,10 @@ class ImageSource(Protocol):
         """``(C, H, W)`` of each image."""
 
     @property
+    def format(self) -> PixelFormat:
+        """What the numbers of the images mean."""
+
+    @property
     def num_classes(self) -> int | None:
         """Number of classes; labels are below it. None if there are no labels."""
 
@@ -43,7 +48,7 @@ class ImageSource(Protocol):
         """Samples ``start`` to ``stop - 1`` of the global batch of ``step``, which depends on nothing but the seed.
 
         Returns:
-            uint8 ``(stop - start, C, H, W)``, and int64 ``(stop - start,)`` or None.
+            ``(stop - start, C, H, W)`` of the type of ``format``, and int64 ``(stop - start,)`` or None.
         """
 
 
@@ -53,11 +58,12 @@ class ImageData:
 
     Args:
         name: What the images are, for messages and files.
-        images: uint8 ``(N, C, H, W)``.
+        images: ``(N, C, H, W)``, of the type of ``format``.
         labels: int64 ``(N,)`` of 0 or more, or None where the data have none.
         fingerprint: Changes with the images or labels.
         num_classes: Labels are below it; None for the largest label + 1, and where there are none.
         remark: What was left out or is not as it may seem, for the start of a run.
+        format: What the numbers mean.
     """
 
     name: str
@@ -66,6 +72,7 @@ class ImageData:
     fingerprint: str = ""
     num_classes: int | None = None
     remark: str = ""
+    format: PixelFormat = EIGHT_BITS
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.num_classes is None:

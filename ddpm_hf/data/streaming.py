@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddpm_hf.data.decoding import WORKERS, CorruptImageError, OnCorrupt, Rows, Transform, settle
 from ddpm_hf.data.loading import Loaded
+from ddpm_hf.pixels import EIGHT_BITS
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class StreamedImages:
         shape: ``(C, H, W)``, from the first readable image.
         fingerprint: A hash of the files' content, the transform and the buffer.
         remark: What was left out or is not as it may seem, for the start of a run.
+        format: What the numbers mean.
 
     Raises:
         ValueError: there is no readable image, or the first does not go with the settings.
@@ -82,6 +84,7 @@ class StreamedImages:
         self.shape = self._transform.shape
         self.num_classes = num_classes
         self.remark = loaded.remark
+        self.format = EIGHT_BITS
         self._loaded = loaded
         self._parts = [rows.image_column, rows.label_column, asdict(transform), shuffle_buffer, self.shape]
         self.fingerprint = self._fingerprint(loaded.source)

@@ -1,0 +1,82 @@
+"""What the numbers of images mean: their type, and the values that the network sees as -1 and 1."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+DType = Literal["uint8", "uint16", "float16", "float32"]
+
+TORCH: Final = {"uint8": torch.uint8, "uint16": torch.uint16, "float16": torch.float16, "float32": torch.float32}
+"""The types that pixels are kept in."""
+
+LARGEST: Final = {"uint8": 255, "uint16": 65535}
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """The type of pixels and the range that goes to [-1, 1] and back: x = 2 (v - low) / (high - low) - 1.
+
+    Args:
+        dtype: type of the values.
+        low: values that become -1: one for all channels, or one for each.
+        high: values that become 1, above those of `low`; as many.
+
+    Raises:
+        ValueError: the type is not known, or the values are no range of it.
+    """
+
+    dtype: str = "uint8"
+    low: tuple[float, ...] = (0,)
+    high: tuple[float, ...] = (255,)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in TORCH:
+            raise ValueError(f"pixels of the type {self.dtype!r} are not known; expected one of {', '.join(TORCH)}")
+        is_range = len(self.low) == len(self.high) > 0 and all(a < b for a, b in zip(self.low, self.high, strict=True))
+        finite = all(abs(value) < float("inf") for value in (*self.low, *self.high))
+        if not (is_range and finite):
+            raise ValueError(f"{list(self.low)} to {list(self.high)} is no range of values; each low is below its high")
+
+    @classmethod
+    def whole(cls, dtype: str) -> "PixelFormat":
+        """All the values of an integer type."""
+        return cls(dtype, (0,), (LARGEST[dtype],))
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any] | None) -> "PixelFormat":
+        """As `to_dict` made it; of None, 8 bits."""
+        return cls() if found is None else cls(found["dtype"], tuple(found["low"]), tuple(found["high"]))
+
+    def to_dict(self) -> dict[str, Any] | None:
+        """In the types of JSON; None for the format of all pictures, 8 bits."""
+        plain = asdict(self)
+        return None if self == EIGHT_BITS else {**plain, "low": list(self.low), "high": list(self.high)}
+
+    def to_model(self, values: Tensor) -> Tensor:
+        """Values (B, C, H, W) of the type to float32 in [-1, 1]; those beyond the range are clipped."""
+        if self == EIGHT_BITS:
+            return values.float() / 127.5 - 1
+        low, half = self._columns(values)
+        return ((values.float() - low) / half - 1).clamp(-1, 1)
+
+    def from_model(self, images: Tensor) -> Tensor:
+        """[-1, 1], floating (B, C, H, W), clipped, to values of the type; whole numbers are rounded to the nearest."""
+        if self == EIGHT_BITS:  # the same, in the form whose rounding all earlier images have
+            return ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        low, half = self._columns(images)
+        values = (images.float().clamp(-1, 1) + 1) * half + low
+        if self.dtype in LARGEST:
+            values = values.round().clamp(0, LARGEST[self.dtype])
+        return values.to(TORCH[self.dtype])
+
+    def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`low` and half of the range, (1 or C, 1, 1)."""
+        low, high = (torch.tensor(ends, device=images.device)[:, None, None].float() for ends in (self.low, self.high))
+        return low, (high - low) / 2
+
+
+EIGHT_BITS: Final = PixelFormat()
+"""The format of all pictures."""
