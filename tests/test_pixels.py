@@ -39,5 +39,5 @@ def test_a_format_is_written_and_read(form: PixelFormat) -> None:
     [("int7", (0,), (1,)), ("uint8", (5,), (5,)), ("float32", (0,), (float("inf"),)), ("uint8", (0, 1), (3,))],
 )
 def test_what_is_no_format_is_refused(dtype: str, low: tuple[float, ...], high: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="not known|no range"):
+    with pytest.raises(ValueError, match=r"not known|no range"):
         PixelFormat(dtype, low, high)
