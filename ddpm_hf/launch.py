@@ -251,8 +251,10 @@ def compute_in_shares(
             rows[batch.start : batch.stop] = part
     assert rows is not None
     if accelerator is not None and processes > 1:
-        # Each row is zero on all processes but one.
-        rows = accelerator.reduce(rows.to(accelerator.device), reduction="sum")
+        # Each row is zero on all processes but one, and so is each of its bytes: their sums are the row of any type,
+        # also of one that the processes cannot add, such as uint16.
+        own_bytes = rows.to(accelerator.device).view(torch.uint8)
+        rows = accelerator.reduce(own_bytes, reduction="sum").view(rows.dtype)
     return rows.cpu()
 
 

@@ -72,6 +72,25 @@ class PixelFormat:
             values = values.round().clamp(0, LARGEST[self.dtype])
         return values.to(TORCH[self.dtype])
 
+    @property
+    def half_bin(self) -> tuple[float, ...]:
+        """Half the distance of two neighbouring values in [-1, 1], one or for each channel.
+
+        Raises:
+            ValueError: the values are continuous, or the range does not begin and end at whole ones.
+        """
+        if self.dtype not in LARGEST:
+            raise ValueError(
+                f"the images are {self.dtype}, and bits are defined for whole numbers (uint8, uint16): continuous "
+                "values need infinitely many"
+            )
+        if not all(float(value).is_integer() for value in (*self.low, *self.high)):
+            raise ValueError(
+                f"the range of values is {list(self.low)} to {list(self.high)}, and bits are defined where it begins "
+                "and ends at whole numbers"
+            )
+        return tuple(1 / (high - low) for low, high in zip(self.low, self.high, strict=True))
+
     def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """`low` and half of the range, (1 or C, 1, 1)."""
         low, high = (torch.tensor(ends, device=images.device)[:, None, None].float() for ends in (self.low, self.high))

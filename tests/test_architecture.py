@@ -31,8 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "schedulers": {"diffusion", "settings"},
     "models": {"files", "settings"},
     "unet": {"models"},
-    "sampling": {"diffusion", "files", "images", "launch", "randomness", "schedulers", "settings"},
-    "metrics": {"diffusion", "files", "images", "launch", "randomness", "settings"},
+    "sampling": {"diffusion", "files", "images", "launch", "pixels", "randomness", "schedulers", "settings"},
+    "metrics": {"diffusion", "files", "images", "launch", "pixels", "randomness", "settings"},
     "hub": {"files", "metrics"},  # of metrics, the names of scores
     "pipeline": {"files", "hub", "images", "models", "randomness", "sampling", "schedulers", "settings"},
     "__init__": {"diffusion", "models", "pipeline", "schedulers"},

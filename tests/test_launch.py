@@ -25,7 +25,7 @@ from ddpm_hf.launch import (
     start_processes,
     usable_cores,
 )
-from tests.runs import finished
+from tests.runs import finished, start_processes_of
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_processes_share_the_batches_and_each_row_is_computed_by_one(processes: 
             return torch.stack([row(item) for item in batch])
 
         def reduce(rows: torch.Tensor, reduction: str) -> torch.Tensor:
-            parts.append(rows)
+            parts.append(rows.view(torch.float64))
             return rows
 
         called.append([])
@@ -212,3 +212,19 @@ def test_processes_share_the_batches_and_each_row_is_computed_by_one(processes: 
         [-(-4 // processes)] * processes if in_step else [max(1, len(cut[r::processes])) for r in range(processes)]
     )
     assert torch.equal(compute_in_shares(lambda batch: expected[batch.start : batch.stop], 11, 3), expected)
+
+
+def write_rows(folder: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    for name, dtype in (("deep", torch.uint16), ("half", torch.float16), ("grey", torch.uint8)):
+        rows = (torch.arange(7 * 3).view(7, 3) * 3000 % 256**2).to(dtype)
+        found = compute_in_shares(lambda batch, rows=rows: rows[batch.start : batch.stop], 7, 2, accelerator)
+        assert found.dtype == dtype
+        torch.save(torch.equal(found, rows), folder / f"{name}-{accelerator.process_index}.pt")
+
+
+def test_processes_share_rows_of_types_that_they_cannot_add(tmp_path: Path) -> None:
+    """Gloo has no sum of uint16."""
+    start_processes_of(2, write_rows, tmp_path)
+    found = [torch.load(path, weights_only=True) for path in tmp_path.iterdir()]
+    assert found == [True] * 6

@@ -93,6 +93,8 @@ class Denoiser:
         variance_type: one of `choices.VARIANCE_TYPES`.
         restriction: clipping or thresholding of the predicted x_0; None for neither.
         network: the network that `output` calls; None where outputs are given (a scheduler's `step`).
+        half_bin: half the distance of neighbouring values of the data in [-1, 1], one for all channels or one for each:
+            the decoder of the variational bound gives probabilities to bins of twice that width.
     """
 
     diffusion: GaussianDiffusion
@@ -100,6 +102,7 @@ class Denoiser:
     variance_type: str = "fixed_small"
     restriction: Restriction | None = None
     network: Network | None = None
+    half_bin: tuple[float, ...] = (1 / 255,)
 
     def __call__(
         self, x_t: Tensor, t: int | Tensor, class_labels: Tensor | None = None, s: int | Tensor | None = None

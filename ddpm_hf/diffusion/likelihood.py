@@ -26,7 +26,7 @@ def bound_terms(
 
     Args:
         denoiser: with a network that takes and gives float64.
-        x_0: float64 (B, C, H, W) on the 256 levels in [-1, 1].
+        x_0: float64 (B, C, H, W) on the levels of the denoiser's bins in [-1, 1].
         streams: one for each image.
         labels: int64 (B,) or None.
 

@@ -47,7 +47,7 @@ def training_loss(
     Args:
         denoiser: says what the output should be; one that restricts no x_0.
         model_output: (B, C, ...), for x_t and t; (B, 2C, ...) where the variance is learned.
-        x_0: (B, C, ...), images in [-1, 1]; for the bound they lie on its 256 levels.
+        x_0: (B, C, ...), images in [-1, 1]; for the bound they lie on the levels of the denoiser's bins.
         noise: (B, C, ...).
         t: int64 (B,), within 0 .. T-1.
         objective: what is minimised.

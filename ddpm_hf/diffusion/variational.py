@@ -14,17 +14,14 @@ from torch import Tensor
 from ddpm_hf.diffusion.denoiser import Denoiser, split_variance
 from ddpm_hf.diffusion.process import GaussianDiffusion
 
-HALF_BIN: float = 1 / 255
-"""Half the distance of two of the 256 levels in [-1, 1]."""
-
 
 def bound_term(denoiser: Denoiser, model_output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """The term of each image at its own t: the divergence from the posterior, and at t = 0 the decoder's code length.
 
     Args:
-        denoiser: reads the output; its restriction of x_0 counts too, as in samplers.
+        denoiser: reads the output; its restriction of x_0 counts too, as in samplers, and its bins.
         model_output: (B, C, ...), or (B, 2C, ...) where the variance is learned, for x_t and t.
-        x_0: (B, C, ...), images of 256 levels in [-1, 1].
+        x_0: (B, C, ...), images of the levels of the denoiser's bins in [-1, 1].
         x_t: (B, C, ...).
         t: int64 (B,), within 0 .. T-1.
 
@@ -41,7 +38,7 @@ def bound_term(denoiser: Denoiser, model_output: Tensor, x_0: Tensor, x_t: Tenso
     log_variance = _like(denoiser.log_variance(model_variance, t, t - 1), x_0)
     true_log_variance = _like(denoiser.diffusion.log_variance(t, t - 1, "fixed_small"), x_0)
     divergence = normal_divergence(true_mean, true_log_variance, mean, log_variance)
-    code_length = -discretised_log_likelihood(x_0, mean, (log_variance / 2).exp())
+    code_length = -discretised_log_likelihood(x_0, mean, (log_variance / 2).exp(), _half_bin(denoiser, x_0))
     is_first = (t == 0).view(-1, *[1] * (x_0.ndim - 1))
     return bits_per_dimension(torch.where(is_first, code_length, divergence))
 
@@ -60,27 +57,28 @@ def normal_divergence(mean: Tensor, log_variance: Tensor, other_mean: Tensor, ot
     return (ratio.exp() - 1 - ratio + distance) / 2
 
 
-def discretised_log_likelihood(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
+def discretised_log_likelihood(x: Tensor, mean: Tensor, sigma: Tensor, half_bin: Tensor | float = 1 / 255) -> Tensor:
     """log of the probability that N(mean, sigma^2) gives to the bin of x (Ho et al. 2020, eq. 13), in nats.
 
-    The bins are those of 256 levels in [-1, 1]; the first and the last reach to infinity, so the probabilities of all
-    levels sum to one. Exact in the far tails too, and with gradients, where a difference of two distribution functions
-    is 0.
+    The bins are those of evenly spaced levels from -1 to 1; the first and the last reach to infinity, so the
+    probabilities of all levels sum to one. Exact in the far tails too, and with gradients, where a difference of two
+    distribution functions is 0.
 
     Args:
         x: values on the levels.
         mean: mean of the distribution, of x's shape.
         sigma: standard deviation, of x's shape.
+        half_bin: half the distance of two levels, 1 / 255 for 256 of them; anything that goes with x's shape.
     """
-    is_open = x.abs() > 1 - HALF_BIN
+    is_open = x.abs() > 1 - half_bin
     # The bin is mirrored to the side of the lower tail: it reaches from `bottom` (or minus infinity) to `top`.
-    top = (HALF_BIN - torch.where(is_open, (x - mean) * x.sign(), (x - mean).abs())) / sigma
-    bottom = top - 2 * HALF_BIN / sigma
+    top = (half_bin - torch.where(is_open, (x - mean) * x.sign(), (x - mean).abs())) / sigma
+    bottom = top - 2 * half_bin / sigma
 
     near = torch.special.ndtr(top.clamp(min=0)) - torch.where(is_open, 0.0, torch.special.ndtr(bottom))
     # ndtr(z) = exp(-z^2 / 2) erfcx(-z / sqrt 2) / 2, whose large factor is taken out of the difference.
     tail_top = top.clamp(max=0)
-    tail_bottom = tail_top - 2 * HALF_BIN / sigma
+    tail_bottom = tail_top - 2 * half_bin / sigma
     scale = ((tail_top.square() - tail_bottom.square()) / 2).exp()
     scaled_bottom = torch.special.erfcx(-tail_bottom / math.sqrt(2)) * scale
     scaled = torch.special.erfcx(-tail_top / math.sqrt(2)) - torch.where(is_open, 0.0, scaled_bottom)
@@ -91,6 +89,13 @@ def discretised_log_likelihood(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor
 def bits_per_dimension(nats: Tensor) -> Tensor:
     """The mean over an image's values, (B, C, ...) to (B,), in bits."""
     return nats.flatten(1).mean(dim=1) / math.log(2)
+
+
+def _half_bin(denoiser: Denoiser, image: Tensor) -> Tensor | float:
+    """One number for all channels, or one for each, to go with (B, C, ...) images."""
+    if len(denoiser.half_bin) == 1:
+        return denoiser.half_bin[0]
+    return torch.tensor(denoiser.half_bin, dtype=image.dtype, device=image.device).view(-1, *[1] * (image.ndim - 2))
 
 
 def _like(x: Tensor, image: Tensor) -> Tensor:

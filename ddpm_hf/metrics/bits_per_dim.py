@@ -5,7 +5,7 @@ processes changes it; and all but the network is computed in float64 on the CPU.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.likelihood import METHODS, bound_estimate, bound_terms, drawn, ode_nats
 from ddpm_hf.launch import compute_in_shares
+from ddpm_hf.pixels import EIGHT_BITS, TORCH, PixelFormat
 from ddpm_hf.randomness import random_stream
 from ddpm_hf.settings import as_int
 
@@ -111,7 +112,7 @@ def bits_per_dim(
 
     Args:
         pipe: a DDPMCustomPipeline with a scheduler of ours; its network on the accelerator's device.
-        images: uint8 (N, C, H, W), the same on every process.
+        images: (N, C, H, W) of whole numbers of the type of `pipe.format`, uint8 or uint16; the same on every process.
         likelihood: how it is computed.
         class_labels: int64 (N,), for a class-conditional network.
         accelerator: its processes share the work; None for this process alone.
@@ -122,31 +123,34 @@ def bits_per_dim(
         The same on every process.
 
     Raises:
-        ValueError: for images that do not fit the model, or whose bits are not finite.
+        ValueError: for images that do not fit the model, or whose bits are not defined or not finite.
     """
-    denoiser = denoiser_in_float64(pipe)
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+    format: PixelFormat = getattr(pipe, "format", EIGHT_BITS)
+    denoiser = replace(denoiser_in_float64(pipe), half_bin=format.half_bin)
+    if images.dtype != TORCH[format.dtype] or images.ndim != 4 or len(images) == 0:
         raise ValueError(
-            f"bits per dimension are those of uint8 images, (N, C, H, W), N >= 1; these are {tuple(images.shape)} of "
-            f"{str(images.dtype).removeprefix('torch.')}."
+            f"bits per dimension of this model are those of {format.dtype} images, (N, C, H, W), N >= 1; these are "
+            f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}."
         )
+    low = torch.tensor(format.low, dtype=torch.float64)[:, None, None]
+    half_range = (torch.tensor(format.high, dtype=torch.float64)[:, None, None] - low) / 2
     if class_labels is not None and len(class_labels) != len(images):
         raise ValueError(f"{len(class_labels)} class_labels came with {len(images)} images; give one per image.")
     if as_int("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more.")
 
     def compute(batch: range) -> Tensor:
-        x_0 = images[batch.start : batch.stop].cpu().double() / 127.5 - 1
+        x_0 = ((images[batch.start : batch.stop].cpu().double() - low) / half_range - 1).clamp(-1, 1)
         streams = [random_stream("likelihood", likelihood.seed, index) for index in batch]
         labels = None if class_labels is None else class_labels[batch.start : batch.stop]
         if likelihood.method == "bound":
             return bound_terms(denoiser, x_0, streams, labels)
         if likelihood.method == "estimate":
             return bound_estimate(denoiser, x_0, streams, labels, likelihood.timesteps_per_image)[:, None]
-        dequantised = x_0 + (drawn(streams, x_0, np.random.Generator.random) - 0.5) / 127.5
+        dequantised = x_0 + (drawn(streams, x_0, np.random.Generator.random) - 0.5) / half_range
         nats = ode_nats(denoiser, dequantised, streams, labels, likelihood.num_steps)
-        # A level's probability is the density at it times its width of 2/255.
-        return nats[:, None] / math.log(2) / x_0[0].numel() + math.log2(127.5)
+        # A level's probability is the density at it times its width, 1 / half_range.
+        return nats[:, None] / math.log(2) / x_0[0].numel() + float(half_range.log2().mean())
 
     was_training = pipe.unet.training
     pipe.unet.eval()

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from ddpm_hf.diffusion.denoiser import Guided, Network, split_variance
-from ddpm_hf.images import to_uint8
 from ddpm_hf.launch import compute_in_shares
+from ddpm_hf.pixels import EIGHT_BITS, PixelFormat
 from ddpm_hf.randomness import generators_of
 from ddpm_hf.sampling.samplers import check_start
 from ddpm_hf.schedulers.base import GaussianScheduler
@@ -37,6 +37,7 @@ class SamplingOptions:
         guidance_scale: w of unconditional + w (conditional - unconditional); 1 is no guidance.
         use_clipped_model_output: see `DDIMScheduler.step`; None is True with guidance, else False.
         batch_size: images computed at once, where there are more.
+        format: what the numbers of the images are to mean, in `sample_images`.
 
     Raises:
         ValueError: one of them is of another type or out of its range.
@@ -46,6 +47,7 @@ class SamplingOptions:
     guidance_scale: float = 1.0
     use_clipped_model_output: bool | None = None
     batch_size: int = 128
+    format: PixelFormat = EIGHT_BITS
 
     def __post_init__(self) -> None:
         check_types(vars(self), get_type_hints(SamplingOptions))
@@ -125,7 +127,7 @@ def denoise(
         unet: called as unet(x_t, t, class_labels).
         scheduler: any diffusers scheduler whose `set_timesteps` has been called, and that has taken no step since.
         x_t: (B, C, H, W), noise of unit variance, on the network's device.
-        options: options of sampling; `batch_size` is not used here.
+        options: options of sampling; `batch_size` and `format` are not used here.
         generator: for the noise of later steps; one, or one per image.
         class_labels: int64 (B,) on the network's device.
         on_step: sees, and may change, each step's result.
@@ -212,7 +214,7 @@ def sample_images(
         show_progress: a bar with images, rate and ETA.
 
     Returns:
-        uint8 (N, C, H, W) on the CPU, the same on every process.
+        (N, C, H, W) of the type of `options.format` on the CPU, the same on every process.
 
     Raises:
         ValueError: as `denoise`, or if the scheduler cannot draw images from noise with such a network.
@@ -224,7 +226,8 @@ def sample_images(
         generators = generators_of(seeds[batch.start : batch.stop])
         noise = randn_tensor((len(batch), *shape), generator=generators, device=device, dtype=unet.dtype)
         labels = None if class_labels is None else class_labels[batch.start : batch.stop].to(device)
-        return to_uint8(denoise(unet, scheduler, noise, options, generator=generators, class_labels=labels))
+        images = denoise(unet, scheduler, noise, options, generator=generators, class_labels=labels)
+        return options.format.from_model(images)
 
     sharded = [module for module in unet.modules() if isinstance(module, FSDPModule)]
     was_training = unet.training

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_hf.files import written_whole
-from ddpm_hf.images import image_grid, to_uint8
+from ddpm_hf.images import PLAIN, Display, as_pictures, image_grid, to_uint8
 from ddpm_hf.randomness import generators_of
 from ddpm_hf.sampling.denoising import DEFAULT, SamplingOptions, denoise, image_shape, slerp
 from ddpm_hf.sampling.samplers import check_start
@@ -58,23 +58,24 @@ def denoising_path(
     return both[0], both[1]
 
 
-def denoising_strip(samples: Tensor, predictions: Tensor, columns: int = 11) -> Image.Image:
+def denoising_strip(samples: Tensor, predictions: Tensor, columns: int = 11, display: Display = PLAIN) -> Image.Image:
     """Two rows for each image, x_t above the predicted x_0, at timesteps evenly chosen from first to last.
 
     Args:
         samples: uint8 (S + 1, B, C, H, W), from `denoising_path`.
         predictions: the same shape.
         columns: largest number of timesteps shown.
+        display: which channels are shown.
     """
     times = torch.linspace(0, len(samples) - 1, min(columns, len(samples))).round().long()
     rows = torch.stack([samples[times], predictions[times]]).permute(2, 0, 1, 3, 4, 5)  # image, kind, time
-    return image_grid(rows.flatten(0, 2), len(times), scale_of(samples))
+    return image_grid(as_pictures(rows.flatten(0, 2), display), len(times), scale_of(samples))
 
 
-def denoising_frames(samples: Tensor, predictions: Tensor) -> list[Image.Image]:
+def denoising_frames(samples: Tensor, predictions: Tensor, display: Display = PLAIN) -> list[Image.Image]:
     """A picture for each time: the images' x_t side by side above the x_0 predicted of them. Arguments as above."""
     return [
-        image_grid(torch.cat([x_t, x_0]), len(x_t), scale_of(samples))
+        image_grid(as_pictures(torch.cat([x_t, x_0]), display), len(x_t), scale_of(samples))
         for x_t, x_0 in zip(samples, predictions, strict=True)
     ]
 
@@ -86,6 +87,7 @@ def interpolation(
     options: SamplingOptions = DEFAULT,
     class_labels: Tensor | None = None,
     columns: int = 11,
+    display: Display = PLAIN,
 ) -> Image.Image:
     """From the image of each seed to that of the next, a row each (Song et al. 2021, figure 6).
 
@@ -99,6 +101,7 @@ def interpolation(
         options: as in `denoise`.
         class_labels: int64, one for each seed; a row has that of its first.
         columns: images in a row, both ends included.
+        display: which channels are shown.
     """
     check_start(scheduler)
     noise = _noise(unet, generators_of(seeds))
@@ -109,7 +112,7 @@ def interpolation(
         to_uint8(denoise(unet, scheduler, row, options, class_labels=label))
         for row, label in zip(rows, labels, strict=True)
     ]
-    return image_grid(torch.cat(images), columns, scale_of(noise))
+    return image_grid(as_pictures(torch.cat(images), display), columns, scale_of(noise))
 
 
 def scale_of(images: Tensor) -> int:

@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ddpm_hf.data.sources import ImageData
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.losses import Objective, training_loss
-from ddpm_hf.images import from_uint8
 from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.randomness import random_stream
 from ddpm_hf.training.log import QUARTERS
@@ -24,8 +24,7 @@ class HeldOutLoss:
     Args:
         denoiser: Denoiser of the network in training, without clipping.
         objective: What is minimised.
-        images: uint8 ``(N, C, H, W)``.
-        labels: int64 ``(N,)`` for a network with classes, else None.
+        data: The images; with labels for a network with classes, and without for any other.
         seed: That of the run.
         accelerator: Its processes share the work, and get the same numbers.
         batch_size: Images computed at once by each process.
@@ -35,15 +34,14 @@ class HeldOutLoss:
         self,
         denoiser: Denoiser,
         objective: Objective,
-        images: Tensor,
-        labels: Tensor | None,
+        data: ImageData,
         seed: int,
         accelerator: Accelerator,
         batch_size: int,
     ) -> None:
         self._denoiser, self._objective = denoiser, objective
-        self._images, self._labels = images, labels
-        self._seed, self._accelerator, self._batch_size = seed, accelerator, batch_size
+        self._data, self._seed = data, seed
+        self._accelerator, self._batch_size = accelerator, batch_size
 
     @torch.no_grad()
     def __call__(self, model: Any) -> list[float]:
@@ -54,17 +52,16 @@ class HeldOutLoss:
         """
         was_training = model.training
         model.eval()
-        losses = compute_in_shares(
-            self._of_images, len(self._images), self._batch_size, self._accelerator, in_step=True
-        )
+        losses = compute_in_shares(self._of_images, len(self._data), self._batch_size, self._accelerator, in_step=True)
         model.train(was_training)
         return [float(loss) for loss in losses.double().mean(dim=0)]
 
     def _of_images(self, numbers: range) -> Tensor:
         """The losses of some images, ``(b, QUARTERS)``."""
         device, length = self._accelerator.device, self._denoiser.diffusion.num_train_timesteps
-        x_0 = from_uint8(self._images[numbers.start : numbers.stop].to(device))
-        labels = None if self._labels is None else self._labels[numbers.start : numbers.stop].to(device)
+        data, rows = self._data, slice(numbers.start, numbers.stop)
+        x_0 = data.format.to_model(data.images[rows].to(device))
+        labels = None if data.labels is None else data.labels[rows].to(device)
         streams = [random_stream("held-out loss", self._seed, number) for number in numbers]
         columns = []
         for quarter in range(QUARTERS):

@@ -13,6 +13,7 @@ from ddpm_hf.diffusion.losses import Objective, training_loss
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.sampling.denoising import image_shape
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
+from ddpm_hf.settings import named
 from ddpm_hf.training.choices import LR_SCHEDULES, OPTIMIZERS
 from ddpm_hf.training.settings import TrainingConfig
 
@@ -62,6 +63,9 @@ def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, tr
             "diffusion.prediction_type is 'epsilon', which says nothing about the image at the last timestep, where "
             "this noise schedule leaves nothing of it; use v_prediction or sample"
         )
+    if training.loss != "simple":
+        with named(f"training.loss is {training.loss}, which counts bits: "):
+            data.format.half_bin  # noqa: B018  # which there may not be
     # The objective and the network each know best what they cannot do, so both are asked; on meta that costs nothing.
     image, output = torch.zeros(1, channels, height, width), torch.zeros(1, out_channels, height, width)
     training_loss(scheduler.denoiser, output, image, image, torch.tensor([0]), objective_of(training))

@@ -84,7 +84,7 @@ class Setup:
     @property
     def denoiser(self) -> Denoiser:
         """The denoiser of the network in training, without clipping or thresholding."""
-        return _denoiser(self.scheduler, self.model)
+        return _denoiser(self.config, self.data, self.scheduler, self.model)
 
 
 def build(config: Config, accelerator: Accelerator, data: ImageSource | None = None) -> Setup:
@@ -152,7 +152,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         state=state,
         batches=batches,
         evaluation=evaluation,
-        held_out_loss=_held_out_loss(config, _denoiser(scheduler, model), has_classes, accelerator),
+        held_out_loss=_held_out_loss(config, _denoiser(config, data, scheduler, model), has_classes, accelerator),
         checkpoints=checkpoints,
         repository=repository,
         history=history,
@@ -163,8 +163,9 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     )
 
 
-def _denoiser(scheduler: DDPMScheduler, model: Any) -> Denoiser:
-    return scheduler.denoiser.without_restriction().of(network_of(model))
+def _denoiser(config: Config, data: ImageSource, scheduler: DDPMScheduler, model: Any) -> Denoiser:
+    denoiser = scheduler.denoiser.without_restriction().of(network_of(model))
+    return denoiser if config.training.loss == "simple" else replace(denoiser, half_bin=data.format.half_bin)
 
 
 def _held_out_loss(
@@ -177,9 +178,8 @@ def _held_out_loss(
     count = min(len(data), config.evaluation.num_images)
     labels = data.labels[:count] if has_classes and data.labels is not None else None
     batch_size = min(config.evaluation.batch_size, config.training.batch_size)
-    return HeldOutLoss(
-        denoiser, objective_of(config.training), data.images[:count], labels, config.seed, accelerator, batch_size
-    )
+    data = replace(data, images=data.images[:count], labels=labels)
+    return HeldOutLoss(denoiser, objective_of(config.training), data, config.seed, accelerator, batch_size)
 
 
 def shows_progress(config: Config, accelerator: Accelerator) -> bool:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from diffusers import EulerDiscreteScheduler
 from PIL import Image
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 from ddpm_hf.diffusion.choices import PREDICTION_TYPES
@@ -20,8 +20,10 @@ from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.likelihood import bound_estimate, bound_terms, ode_nats
 from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
 from ddpm_hf.diffusion.process import GaussianDiffusion
+from ddpm_hf.diffusion.variational import bound_term
 from ddpm_hf.metrics.bits_per_dim import Likelihood, bits_per_dim
 from ddpm_hf.metrics.figures import save_bound
+from ddpm_hf.pixels import PixelFormat
 from ddpm_hf.randomness import random_stream
 from tests.runs import start_processes_of
 
@@ -48,20 +50,22 @@ def streams(number: int) -> list[np.random.Generator]:
     return [random_stream("test", 0, i) for i in range(number)]
 
 
-def levels_and_bits(number: int) -> tuple[Tensor, Tensor]:
-    """Images from N(MEAN, SIGMA^2) on 256 levels, and the bits/dim of their bins under it."""
+def levels_and_bits(number: int, levels: int = 256) -> tuple[Tensor, Tensor]:
+    """Images from N(MEAN, SIGMA^2) on some levels, and the bits/dim of their bins under it."""
     values = MEAN + SIGMA * torch.from_numpy(np.random.default_rng(0).standard_normal((number, 1, 8, 8)))
-    level = ((values + 1) * 127.5).round().clamp(0, 255)
-    x_0 = level / 127.5 - 1
+    half, last = (levels - 1) / 2, levels - 1
+    level = ((values + 1) * half).round().clamp(0, last)
+    x_0 = level / half - 1
     law = stats.norm(MEAN, SIGMA)
-    high, low = np.where(level == 255, np.inf, x_0 + 1 / 255), np.where(level == 0, -np.inf, x_0 - 1 / 255)
+    high, low = np.where(level == last, np.inf, x_0 + 1 / last), np.where(level == 0, -np.inf, x_0 - 1 / last)
     return x_0, torch.from_numpy(-np.log2(law.cdf(high) - law.cdf(low))).flatten(1).mean(dim=1)
 
 
+@pytest.mark.parametrize("levels", [256, 65536])
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
-def test_the_bound_is_tight_on_gaussian_data_with_the_exact_score(beta_schedule: str) -> None:
-    model = gaussian_model(GaussianDiffusion(make_betas(beta_schedule, 300)))
-    x_0, bits = levels_and_bits(100)
+def test_the_bound_is_tight_on_gaussian_data_with_the_exact_score(beta_schedule: str, levels: int) -> None:
+    model = replace(gaussian_model(GaussianDiffusion(make_betas(beta_schedule, 300))), half_bin=(1 / (levels - 1),))
+    x_0, bits = levels_and_bits(100, levels)
     terms = bound_terms(model, x_0, streams(100))
     assert terms.shape == (100, 301)
     excess = terms.sum(dim=1) - bits
@@ -136,6 +140,58 @@ def test_an_untrained_network_gives_finite_bits_that_do_not_depend_on_the_batch(
     assert not torch.equal(bits_per_dim(pipe, IMAGES, replace(likelihood, seed=1)).values, whole.values)
     assert whole.mean == pytest.approx(float(whole.values.mean()))
     assert whole.standard_error == pytest.approx(float(whole.values.std()) / math.sqrt(7))
+
+
+def test_16_bits_need_eight_more_bits_than_8() -> None:
+    """For the same images on levels 257 times as fine, each method's own way."""
+    pipe, sharp = make_pipe(), make_pipe()
+    for one in (pipe, sharp):  # whose density is smooth
+        for parameter in one.unet.conv_out.parameters():
+            nn.init.zeros_(parameter)
+    sharp.format = PixelFormat.whole("uint16")
+    deep = (IMAGES.int() * 257).to(torch.uint16)
+    likelihood = Likelihood("ode", num_steps=5)
+    found, expected = bits_per_dim(sharp, deep, likelihood).values, bits_per_dim(pipe, IMAGES, likelihood).values
+    # The noise of dequantisation, which is smaller by as much, moves the density a little.
+    torch.testing.assert_close(found, expected + math.log2(257), rtol=0, atol=0.1)
+    eight, sixteen = bits_per_dim(pipe, IMAGES).terms, bits_per_dim(sharp, deep).terms
+    assert eight is not None
+    assert sixteen is not None
+    torch.testing.assert_close(sixteen[:, 1:], eight[:, 1:], rtol=1e-5, atol=1e-6)
+    assert (sixteen[:, 0] > eight[:, 0] + 4).all()
+
+
+def test_each_channel_has_bins_of_its_own_range() -> None:
+    """Two channels of different ranges need the mean of what each needs alone."""
+    x_0, _ = levels_and_bits(3)
+    model = gaussian_model(GaussianDiffusion(make_betas("linear", 20, 1e-3, 0.3)))
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = torch.zeros(3, dtype=torch.int64)
+    x_t = model.diffusion.q_sample(x_0, t, noise)
+
+    def term(channels: int, *half_bin: float) -> Tensor:
+        wide = x_0.expand(-1, channels, -1, -1), x_t.expand(-1, channels, -1, -1)
+        return bound_term(replace(model, half_bin=half_bin), model.output(wide[1], t), *wide, t)
+
+    alone = term(1, 1 / 255), term(1, 1 / 65535)
+    assert (alone[1] > alone[0] + 5).all()
+    torch.testing.assert_close(term(2, 1 / 255, 1 / 65535), (alone[0] + alone[1]) / 2)
+    torch.testing.assert_close(term(2, 1 / 255), alone[0])
+
+
+@pytest.mark.parametrize(
+    ("format", "sentence"),
+    [
+        (PixelFormat("float32", (0.0,), (1.0,)), "the images are float32, and bits are defined for whole numbers"),
+        (PixelFormat("uint16", (0.5,), (100.0,)), "begins and ends at whole numbers"),
+        (PixelFormat.whole("uint16"), r"those of uint16 images, .* these are \(7, 1, 8, 8\) of uint8"),
+    ],
+)
+def test_bits_of_what_has_none_are_one_sentence(format: PixelFormat, sentence: str) -> None:
+    pipe = make_pipe()
+    pipe.format = format
+    with pytest.raises(ValueError, match=sentence):
+        bits_per_dim(pipe, IMAGES)
 
 
 def test_the_terms_of_the_bound_add_up() -> None:

@@ -27,6 +27,19 @@ def test_the_decoders_probabilities_sum_to_one_over_the_levels(sigma: float) -> 
         assert float(log_likelihood.exp().sum()) == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.parametrize("levels", [2, 101, 65536])
+def test_the_decoders_probabilities_sum_to_one_over_any_number_of_levels(levels: int) -> None:
+    x = torch.linspace(-1, 1, levels, dtype=torch.float64)
+    for mean, sigma in ((0.3, 1e-3), (-0.999, 0.01), (0.0, 1.0)):
+        found = discretised_log_likelihood(
+            x, torch.full_like(x, mean), torch.full_like(x, sigma), half_bin=1 / (levels - 1)
+        )
+        assert float(found.exp().sum()) == pytest.approx(1, abs=1e-9)
+        law = stats.norm(mean, sigma)
+        ends = np.concatenate([[-np.inf], ((x[1:] + x[:-1]) / 2).numpy(), [np.inf]])
+        assert np.allclose(found.exp().numpy(), np.diff(law.cdf(ends)), rtol=1e-6, atol=1e-14)
+
+
 def test_the_decoder_is_exact_in_the_far_tails_with_gradients() -> None:
     """Against integrals of the density over the bin, with the largest value of the integrand taken out."""
     mean, sigma = torch.tensor(0.2, dtype=torch.float64, requires_grad=True), torch.tensor(0.01, dtype=torch.float64)

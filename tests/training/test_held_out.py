@@ -11,8 +11,10 @@ from PIL import Image
 from torch import nn
 
 from ddpm_hf import DDPMScheduler
+from ddpm_hf.data.sources import ImageData
 from ddpm_hf.diffusion.losses import Objective
 from ddpm_hf.images import from_uint8
+from ddpm_hf.pixels import PixelFormat
 from ddpm_hf.randomness import random_stream
 from ddpm_hf.training.held_out import HeldOutLoss
 from tests.runs import Started, ended, finished, log_of, measured, start_processes_of, tensors_of
@@ -34,7 +36,7 @@ class Scaled(nn.Module):
 def held_out(model: Scaled, images: int = 10, batch_size: int = 4) -> HeldOutLoss:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (images, 1, 4, 4), dtype=np.uint8))
     denoiser = DDPMScheduler().denoiser.without_restriction().of(model)
-    return HeldOutLoss(denoiser, Objective(), pixels, None, 3, Accelerator(cpu=True), batch_size)
+    return HeldOutLoss(denoiser, Objective(), ImageData("", pixels, None), 3, Accelerator(cpu=True), batch_size)
 
 
 def test_it_is_the_mean_loss_of_each_quarter() -> None:
@@ -51,6 +53,20 @@ def test_it_is_the_mean_loss_of_each_quarter() -> None:
             x_t = np.sqrt(alphas[t]) * x_0 + np.sqrt(1 - alphas[t]) * noise
             expected[number, quarter] = np.square(0.5 * x_t - noise).mean()
     assert found == pytest.approx(expected.mean(axis=0).tolist(), rel=1e-5)
+
+
+def test_images_of_other_types_are_seen_in_their_range() -> None:
+    """Values 256 times as far apart in a range 256 times as wide are the same images to the network."""
+    model, accelerator = Scaled(), Accelerator(cpu=True)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (10, 1, 4, 4), dtype=np.uint8))
+    denoiser = DDPMScheduler().denoiser.without_restriction().of(model)
+    for values, format in (
+        ((pixels.int() * 256 + 100).to(torch.uint16), PixelFormat("uint16", (100,), (65380,))),
+        (pixels.float() / 8 - 10, PixelFormat("float32", (-10.0,), (255 / 8 - 10,))),
+    ):
+        data = ImageData("", values, None, format=format)
+        found = HeldOutLoss(denoiser, Objective(), data, 3, accelerator, 4)(model)
+        assert found == pytest.approx(held_out(model)(model), rel=1e-6)
 
 
 def test_it_changes_with_the_weights_alone() -> None:
