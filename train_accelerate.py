@@ -1,6 +1,7 @@
 """Train a denoising diffusion model, draw images from it, score them, and save it all.
 
     accelerate launch train_accelerate.py                                         the embedded digits, a few minutes
+    accelerate launch train_accelerate.py --data.name my/photos --data.resolution 64        a folder of photographs
     accelerate launch train_accelerate.py --seed 1 --output_dir runs/digits-1     another seed, elsewhere
     accelerate launch --multi_gpu --num_processes 2 train_accelerate.py           two processes, also without a GPU
     accelerate launch train_accelerate.py --config configs/train/cifar10.yaml --dry_run     what a run would cost
@@ -72,7 +73,8 @@ def main() -> None:
     """Settings, then a dry run or the run itself; what goes wrong ends it with one sentence."""
     from ddpm_hf.command_line import ending_in_one_sentence, fail, parse_config
 
-    config = parse_config(sys.argv[1:], default_recipe=Path(__file__).parent / "configs" / "train" / "digits.yaml")
+    recipes = Path(__file__).parent / "configs" / "train"
+    config = parse_config(sys.argv[1:], recipes / "digits.yaml", recipe_of_other_data=recipes / "photos.yaml")
     from ddpm_hf.hub.repository import NOT_PUSHED
     from ddpm_hf.launch import end_processes, start_processes
     from ddpm_hf.lock import only_writer

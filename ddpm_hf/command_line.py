@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from ddpm_hf.settings import constructor_settings, shown
+from ddpm_hf.settings import settings_group, shown
 from ddpm_hf.training.idle import idle_settings
 from ddpm_hf.training.settings import Config
 
@@ -42,12 +42,14 @@ OF_THE_LAUNCHER = frozenset(
 """Settings of `accelerate launch` and torchrun that people give to a script."""
 
 
-def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
+def parse_config(argv: Sequence[str], default_recipe: Path, recipe_of_other_data: Path | None = None) -> Config:
     """The settings that a command line asks for.
 
     Args:
         argv: The arguments without the program's name.
         default_recipe: The recipe that counts when ``argv`` names none with ``--config``.
+        recipe_of_other_data: The one that counts in its place with data that are not the digits; a line on stderr says
+            so.
 
     Wrong settings end the program with one sentence and status 2; ``--help`` and ``--print_config`` end it with 0.
     """
@@ -56,7 +58,9 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
         description="Train a diffusion model on images; then sample, score and save it.",
         usage="accelerate launch train_accelerate.py [--config RECIPE] [--SETTING VALUE ...]",
     )
-    parser.add_argument("--config", type=str, default=str(default_recipe), help="The recipe, a YAML file.")
+    otherwise = f"; without it, {recipe_of_other_data} where data.name is not digits" if recipe_of_other_data else ""
+    help = f"The recipe, a YAML file{otherwise}."
+    parser.add_argument("--config", type=str, default=str(default_recipe), help=help)
     parser.add_argument("--print_config", type=bool, default=False, help="Print all the settings as a recipe and end.")
     groups = _groups_of(Config)
     parser.add_class_arguments(Config, skip=set(groups))
@@ -68,9 +72,7 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
 
     # The recipe is found first and then read as defaults: so --help shows its values, and the order of the arguments
     # does not matter.
-    first = _RecipeParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path, default=default_recipe)
-    recipe = first.parse_known_args(words)[0].config
+    recipe, why = _recipe_of(words, default_recipe, recipe_of_other_data)
     _refuse_unknown(_keys_of_recipe(recipe, groups), settings | groups.keys(), f"the recipe {recipe}")
     parser.default_config_files = [str(recipe)]
 
@@ -88,10 +90,23 @@ def parse_config(argv: Sequence[str], default_recipe: Path) -> Config:
     for name, sentence in idle_settings(config).items():
         if name in typed:  # of a recipe, the run says so
             fail(f"{sentence}; give that too, or leave it out")
+    if why and not config.quiet and os.environ.get("RANK", "0") == "0":
+        print(f"The recipe is {recipe}, {why}; --config gives another.", file=sys.stderr)
     if values["print_config"]:
         print(config.to_yaml(), end="")
         raise SystemExit(0)
     return config
+
+
+def _recipe_of(words: Sequence[str], default_recipe: Path, recipe_of_other_data: Path | None) -> tuple[Path, str]:
+    """The recipe, and why it is that one where neither the command line nor the default says so."""
+    parser = _RecipeParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--data.name", dest="data", default="digits")
+    asked = parser.parse_known_args(words)[0]
+    if asked.config is not None or asked.data == "digits" or recipe_of_other_data is None:
+        return asked.config or default_recipe, ""
+    return recipe_of_other_data, "as data.name is not digits"
 
 
 def parse_settings(
@@ -282,8 +297,9 @@ def _groups_of(kind: type) -> dict[str, type]:
     """The fields that hold settings of their own, with the dataclass of each."""
     types, groups = get_type_hints(kind), {}
     for field in fields(kind):
-        if "constructor" in field.metadata:
-            groups[field.name] = constructor_settings(field.metadata["constructor"])
+        constructed = settings_group(field)
+        if constructed is not None:
+            groups[field.name] = constructed
         elif is_dataclass(types[field.name]):
             groups[field.name] = types[field.name]
     return groups

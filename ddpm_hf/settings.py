@@ -4,9 +4,9 @@ import ast
 import operator
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import field, make_dataclass
+from dataclasses import Field, field, make_dataclass
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
@@ -139,7 +139,7 @@ def check_seed(name: str, seed: int, num_images: int = 1) -> None:
     check(seed + num_images <= 2**63, name, seed, f"at most {2**63 - num_images}")
 
 
-def constructor_settings(place: str) -> type:
+def constructor_settings(place: str, following: Collection[str] = ()) -> type:
     """The keyword arguments of a class's constructor as a dataclass, explained by the class's docstring.
 
     They are read from the source, so nothing that the class needs is loaded. Annotations may use built-in types and
@@ -147,6 +147,7 @@ def constructor_settings(place: str) -> type:
 
     Args:
         place: "module:class".
+        following: Arguments that may also be None here, which stands for what the images want; the docstring says so.
     """
     module, _, name = place.partition(":")
     spec = find_spec(module)
@@ -159,11 +160,22 @@ def constructor_settings(place: str) -> type:
     annotations = {argument.arg: ast.unparse(argument.annotation) for argument in arguments if argument.annotation}
     types = get_type_hints(SimpleNamespace(__annotations__=annotations), {"Sequence": Sequence})
     defaults = [ast.literal_eval(default) for default in init.args.defaults]
+    types |= {argument: types[argument] | None for argument in following}
     fields = [
         (argument.arg, types[argument.arg], field(default=default))
         for argument, default in zip(arguments, defaults, strict=True)
     ]
-    return make_dataclass(name, fields, namespace={"__doc__": ast.get_docstring(kind)}, frozen=True)
+    doc = ast.get_docstring(kind) or ""
+    for argument in following:
+        doc = doc.replace(f"\n    {argument}: ", f"\n    {argument}: null follows the images; else ")
+    return make_dataclass(name, fields, namespace={"__doc__": doc}, frozen=True)
+
+
+def settings_group(group: Field[Any]) -> type | None:
+    """The settings of a field that stands for a class's constructor; None of any other field."""
+    if "constructor" not in group.metadata:
+        return None
+    return constructor_settings(group.metadata["constructor"], group.metadata.get("following", ()))
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from ddpm_hf.training.settings import Config
 
 BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
 CONFIGS = Path(__file__).parent.parent / "configs"
-DIGITS = CONFIGS / "train" / "digits.yaml"
+DIGITS, PHOTOS = CONFIGS / "train" / "digits.yaml", CONFIGS / "train" / "photos.yaml"
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def parse(*argv: object) -> Config:
-    return parse_config([str(argument) for argument in argv], DIGITS)
+    return parse_config([str(argument) for argument in argv], DIGITS, PHOTOS)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
@@ -63,6 +64,45 @@ def test_without_a_recipe_digits_is_the_recipe_and_with_one_nothing_of_it_is_lef
     assert other.model["in_channels"] == unet_default != 1
     assert other.training.ema_decay == 0.9999
     assert other.diffusion["prediction_type"] == "epsilon"
+
+
+def test_other_data_than_the_digits_have_the_recipe_of_photographs_and_are_told(
+    capsys: pytest.CaptureFixture[str], recipe: Path
+) -> None:
+    """Whose network follows the images; and a recipe that is given counts."""
+    config = parse("--data.name", "my/photos", "--data.resolution", 128)
+    assert (config.model["in_channels"], config.data.resolution, config.output_dir) == (None, 128, Path("runs/photos"))
+    said = capsys.readouterr().err
+    assert said == f"The recipe is {PHOTOS}, as data.name is not digits; --config gives another.\n"
+    assert parse("--data.name=my/photos", "--quiet").output_dir == Path("runs/photos")
+    assert parse("--data.name", "digits").output_dir == Path("runs/digits")
+    assert parse("--data.name", "my/photos", "--config", recipe).seed == 5
+    assert parse("--data.name", "my/photos", f"--config={DIGITS}").model["in_channels"] == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_network_that_follows_the_images_is_settled_by_them() -> None:
+    config = parse("--data.name", "my/photos", "--data.resolution", 48, "--model.layers_per_block", 1, "--quiet")
+    settled = config.following((1, 48, 48))
+    assert settled.model["sample_size"] == 48
+    assert (settled.model["in_channels"], settled.model["layers_per_block"]) == (1, 1)
+    assert settled.model["block_out_channels"] == [64, 128, 256, 512]
+    assert settled.following((3, 64, 64)) is settled
+    assert replace(config, model=settled.model) == settled
+    learned = parse("--data.name", "x", "--diffusion.variance_type=learned_range", "--training.loss=hybrid", "--quiet")
+    assert learned.following((5, 64, 64)).model["out_channels"] == 10
+
+
+def test_a_size_without_a_network_is_refused_before_the_data_are_looked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = refusal(capsys, "--data.name", "my/photos", "--data.resolution", 75)
+    assert "the images have 75 x 75 pixels" in said
+    assert "give images of 72 x 72 or 76 x 76 pixels, or model.block_out_channels for a network of your own" in said
+    said = refusal(capsys, "--data.name", "my/photos", "--data.resolution", 65, "--model.patch_size", 2)
+    assert "model.patch_size 2 does not divide; give images of 64 x 64 or 66 x 66 pixels" in said
+    # The images decide later, where no resolution is given.
+    assert parse("--data.name=my/photos", "--data.resolution=null", "--model.patch_size=3", "--quiet").model
 
 
 def test_model_and_diffusion_have_the_keys_and_defaults_of_their_classes(recipe: Path) -> None:
@@ -223,7 +263,8 @@ def test_a_wrong_value_is_refused_with_one_sentence(
         ("model: [1]\n", "sets 'model' to [1]"),
         ("data: {center_crop: null}\n", "data.center_crop was given 'null' and takes bool | int"),
         ("evaluation: {guidance_scale: null}\n", "evaluation.guidance_scale was given 'null' and takes float"),
-        ("model: {block_out_channels: null}\n", "model.block_out_channels was given 'null' and takes tuple[int, ...]"),
+        ("model: {norm_num_groups: null}\n", "model.norm_num_groups was given 'null' and takes int"),
+        ("model: {down_block_types: [null]}\n", "model.down_block_types was given"),
         ("seed: 1e3\n", "seed was given '1000.0' and takes int"),
         ("seed: true\n", "seed was given 'True' and takes int"),
         ("output_dir: caf\u00e9\n".encode("latin-1"), "is not text in UTF-8 (its byte 15 is not)"),

@@ -48,7 +48,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         ValueError: it cannot be built, or its output would not be finite.
     """
     _check_names(config)
-    _check_numbers(config)
+    check_numbers(config)
     levels = {key: len(config[key]) for key in ("down_block_types", "up_block_types", "block_out_channels")}
     if len(set(levels.values())) > 1 or 0 in levels.values():
         raise ValueError(
@@ -85,7 +85,8 @@ def _check_names(config: Mapping[str, Any]) -> None:
         _check_choice("up_block_types", without_old_prefix(block_type), UP_BLOCKS)
 
 
-def _check_numbers(config: Mapping[str, Any]) -> None:
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """The part of :func:`check_config` that looks at one number at a time."""
     for key, most in _MOST.items():
         may_be_none = key in ("time_embedding_dim", "num_class_embeds", "num_train_timesteps")
         expected = f"1 or more, and at most {most:,}{', or None' if may_be_none else ''}"

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from ddpm_hf.lock import check_folder, only_writer
 from ddpm_hf.training.log import read_log
-from ddpm_hf.training.report import described_data
+from ddpm_hf.training.report import described_data, described_network
 from ddpm_hf.training.run import Run
 from ddpm_hf.training.settings import Config
 from ddpm_hf.training.setup import build
@@ -56,7 +56,7 @@ def dry_run(config: Config, accelerator: Accelerator, train: Callable[[Run], Non
             run.finish(*run.score())
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                print(described_data(run.setup.data))
+                print(f"{described_data(run.setup.data)}; {described_network(run.setup)}")
             print(cost_of(config, folder, run.seconds, accelerator.num_processes))
         finally:
             if accelerator.is_main_process:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any, Final, NamedTuple
 
-from ddpm_hf.settings import constructor_settings, flat
+from ddpm_hf.settings import flat, settings_group
 from ddpm_hf.training.settings import Config
 
 
@@ -20,7 +20,7 @@ class Rule(NamedTuple):
 
 
 def _has_attention(config: Config) -> bool:
-    model = config.model
+    model = config.network
     blocks = (*model["down_block_types"], *model["up_block_types"])
     return any(block.startswith("Attn") for block in blocks) or (
         model["mid_block_type"] is not None and model["add_attention"]
@@ -28,7 +28,7 @@ def _has_attention(config: Config) -> bool:
 
 
 def _has_attention_on(config: Config, side: str) -> bool:
-    return any(block.startswith("Attn") for block in config.model[f"{side}_block_types"])
+    return any(block.startswith("Attn") for block in config.network[f"{side}_block_types"])
 
 
 RULES: Final = (
@@ -56,23 +56,23 @@ RULES: Final = (
     Rule(("hub_private_repo", "hub_license", "hub_strategy"), lambda c: c.push_to_hub, "push_to_hub"),
     Rule(
         ("model.freq_shift", "model.flip_sin_to_cos"),
-        lambda c: c.model["time_embedding_type"] == "positional",
+        lambda c: c.network["time_embedding_type"] == "positional",
         "model.time_embedding_type positional",
     ),
     Rule(
         ("model.num_train_timesteps",),
-        lambda c: c.model["time_embedding_type"] == "learned",
+        lambda c: c.network["time_embedding_type"] == "learned",
         "model.time_embedding_type learned",
     ),
     Rule(("model.attention_head_dim",), _has_attention, "attention in a block"),
     Rule(
         ("model.attn_norm_num_groups",),
-        lambda c: c.model["mid_block_type"] is not None and c.model["add_attention"],
+        lambda c: c.network["mid_block_type"] is not None and c.network["add_attention"],
         "attention in the middle block",
     ),
     Rule(
         ("model.mid_block_scale_factor", "model.add_attention"),
-        lambda c: c.model["mid_block_type"] is not None,
+        lambda c: c.network["mid_block_type"] is not None,
         "model.mid_block_type UNetMidBlock2D",
     ),
     Rule(
@@ -81,7 +81,7 @@ RULES: Final = (
     Rule(("model.upsample_type",), lambda c: _has_attention_on(c, "up"), "AttnUpBlock2D in model.up_block_types"),
     Rule(
         ("model.downsample_padding", "model.downsample_type", "model.upsample_type"),
-        lambda c: len(c.model["block_out_channels"]) > 1,
+        lambda c: len(c.network["block_out_channels"]) > 1,
         "several model.block_out_channels",
     ),
     Rule(
@@ -135,11 +135,7 @@ _GROUPS = ("data", "training", "evaluation")
 def _defaults() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in fields(Config):
-        inner: Any = None
-        if "constructor" in field.metadata:
-            inner = constructor_settings(field.metadata["constructor"])
-        elif field.name in _GROUPS:
-            inner = field.type
+        inner: Any = field.type if field.name in _GROUPS else settings_group(field)
         for one in [field] if inner is None else fields(inner):
             name = one.name if inner is None else f"{field.name}.{one.name}"
             found[name] = one.default if one.default_factory is MISSING else one.default_factory()

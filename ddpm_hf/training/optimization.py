@@ -32,12 +32,13 @@ def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, tr
         raise ValueError(
             f"the images of {data.name!r} have {channels} channels and the network {config.in_channels} in and "
             f"{config.out_channels} out; give --model.in_channels {channels} --model.out_channels {out_channels}{twice}"
+            ", or null to both, which follow the images"
         )
     if config.sample_size is None or image_shape(unet)[1:] != (height, width):
         wanted = str(height) if height == width else f"[{height},{width}]"
         raise ValueError(
             f"the images of {data.name!r} are {height} x {width} and model.sample_size is "
-            f"{config.sample_size}; give --model.sample_size {wanted}"
+            f"{config.sample_size}; give --model.sample_size {wanted}, or null, which follows the images"
         )
     if config.num_class_embeds is not None:
         if data.num_classes is None:

@@ -11,11 +11,10 @@ from ddpm_hf.training.setup import Setup
 
 def described(setup: Setup) -> str:
     """Summary of the run before it starts, for a person to read."""
-    parameters = sum(parameter.numel() for parameter in setup.state.unet.parameters())
     training, place = setup.config.training, setup.environment
     lines = [
-        f"{described_data(setup.data)}; UNet2DModel with {parameters:,} parameters; "
-        f"{training.steps} steps of {training.batch_size} images",
+        f"{described_data(setup.data)}; {described_network(setup)}; {training.steps} steps of "
+        f"{training.batch_size} images",
         f"{place['processes']} process(es) on {place['device']}, {place['threads_per_process']} thread(s) each, "
         f"{setup.batches.micro_batch_size} images per process and pass, {training.gradient_accumulation_steps} "
         f"pass(es) per step, mixed precision {place['mixed_precision']}; writing to {setup.config.output_dir}",
@@ -33,6 +32,24 @@ def described_data(data: ImageSource) -> str:
     classes = "" if data.num_classes is None else f" in {data.num_classes} classes"
     remark = f"; {data.remark}" if isinstance(data, ImageData | StreamedImages) and data.remark else ""
     return f"{data.name}: {count} of {' x '.join(map(str, data.shape))}{classes}{remark}"
+
+
+def described_network(setup: Setup) -> str:
+    """The network's size, and what of it was chosen for the images."""
+    parameters = sum(parameter.numel() for parameter in setup.state.unet.parameters())
+    text, model = f"UNet2DModel with {parameters:,} parameters", setup.config.model
+    if "block_out_channels" not in setup.chosen:
+        return f"{text}, {' and '.join(setup.chosen)} as the images have it" if setup.chosen else text
+    size, patch = model["sample_size"], model["patch_size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    levels = [
+        f"{height // patch >> i} x {width // patch >> i}"
+        for i, block in enumerate(model["down_block_types"])
+        if block.startswith("Attn")
+    ]
+    attention = " and ".join(levels) or "in the middle block alone"
+    widths = ", ".join(map(str, model["block_out_channels"]))
+    return f"{text}, chosen for {height} x {width} pixels (channels {widths}; attention {attention})"
 
 
 def _described_evaluation(setup: Setup) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,6 +19,7 @@ from ddpm_hf.metrics.table import (
     metrics_in_help,
     scores_of,
 )
+from ddpm_hf.models.network_sizes import FOLLOWING, followed, follows
 from ddpm_hf.models.unet_2d_config import check_config
 from ddpm_hf.sampling.samplers import SamplerName, TimestepSpacing, check_sampler
 from ddpm_hf.settings import check, check_seed, flat, named, plain, renamed
@@ -230,7 +231,7 @@ class Config:
         hub_strategy: end pushes at the end of the run; every_save also pushes the model of each checkpoint; checkpoints
             also pushes the newest checkpoint itself, to a branch of that name, from which another machine can resume.
         data: The images.
-        model: All the keyword arguments of UNet2DModel.
+        model: All the keyword arguments of UNet2DModel; with null, size, channels, levels and widths follow the images.
         diffusion: All the keyword arguments of DDPMScheduler.
         training: Optimisation.
         evaluation: Images and scores.
@@ -248,7 +249,9 @@ class Config:
     hub_license: str = "apache-2.0"
     hub_strategy: Literal["end", "every_save", "checkpoints"] = "end"
     data: DataConfig
-    model: dict[str, Any] = field(metadata={"constructor": "ddpm_hf.models.unet_2d:UNet2DModel"})
+    model: dict[str, Any] = field(
+        metadata={"constructor": "ddpm_hf.models.unet_2d:UNet2DModel", "following": FOLLOWING}
+    )
     diffusion: dict[str, Any] = field(metadata={"constructor": "ddpm_hf.schedulers.ddpm:DDPMScheduler"})
     training: TrainingConfig
     evaluation: EvaluationConfig
@@ -261,7 +264,7 @@ class Config:
                 "--push_to_hub --hub_model_id OWNER/NAME"
             )
         with renamed({key: f"model.{key}" for key in self.model}):
-            check_config(self.model)
+            check_config(self.network)
         with renamed({key: f"diffusion.{key}" for key in self.diffusion}):
             check_process(self.diffusion)
         self._check_embeddings()
@@ -294,11 +297,11 @@ class Config:
     def _check_network(self) -> None:
         """Check the settings of the network that do not depend on the images."""
         images, outputs = self.model["in_channels"], self.model["out_channels"]
-        variance_type = self.diffusion["variance_type"]
-        wanted = 2 * images if variance_type.startswith("learned") else images
-        expected = f"{wanted} for model.in_channels {images} and diffusion.variance_type {variance_type}"
-        check(outputs == wanted, "model.out_channels", outputs, expected)
-        size, levels = self.model["sample_size"], len(self.model["block_out_channels"])
+        if None not in (images, outputs):
+            wanted = 2 * images if self._is_variance_learned else images
+            expected = f"{wanted} for model.in_channels {images} and diffusion.variance_type "
+            check(outputs == wanted, "model.out_channels", outputs, expected + self.diffusion["variance_type"])
+        size, levels = self.model["sample_size"], len(self.network["block_out_channels"])
         factor = self.model["patch_size"] * 2 ** (levels - 1)
         sides = size if isinstance(size, list | tuple) else (size or 0,)
         patches = "" if self.model["patch_size"] == 1 else f" and model.patch_size is {self.model['patch_size']}"
@@ -328,6 +331,37 @@ class Config:
                 "evaluation.extractor needs all the training images at hand, and data.streaming keeps none; make it "
                 "null, and score with ddpm-hf-evaluate afterwards"
             )
+
+    @property
+    def _is_variance_learned(self) -> bool:
+        return str(self.diffusion["variance_type"]).startswith("learned")
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The settings of the network; what follows images that are not loaded yet is that of likely ones."""
+        if not follows(self.model):
+            return self.model
+        size = self.data.resolution or 32 * self.model["patch_size"]
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return self._followed((self.data.channels or self.model["in_channels"] or 3, height, width))
+
+    def following(self, shape: tuple[int, ...]) -> "Config":
+        """These settings with the network that the images want, where they leave it to them.
+
+        Args:
+            shape: ``(C, H, W)`` of the images.
+
+        Raises:
+            ValueError: there is none for this size.
+        """
+        return replace(self, model=self._followed(shape)) if follows(self.model) else self
+
+    def _followed(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        try:
+            with renamed({key: f"model.{key}" for key in self.model}):
+                return followed(self.model, shape, self._is_variance_learned)
+        except ValueError as error:
+            raise ValueError(f"{error} (data.resolution resizes images)") from None
 
     @property
     def timestep_spacing(self) -> str:

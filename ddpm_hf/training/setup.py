@@ -17,6 +17,7 @@ from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
 from ddpm_hf.hub.push import prepare_once
 from ddpm_hf.hub.repository import Repository
 from ddpm_hf.launch import decided_by_main, differences_from_launcher, environment
+from ddpm_hf.models.network_sizes import FOLLOWING
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import seed_from
 from ddpm_hf.sampling.denoising import network_of, no_class_of
@@ -59,6 +60,7 @@ class Setup:
         history: What each resume has changed.
         environment: Machine, versions, processes.
         notes: Sentences for the user.
+        chosen: Settings of the network that follow the images.
         resumed: The checkpoint that the run goes on from.
         record: What that checkpoint recorded.
     """
@@ -78,6 +80,7 @@ class Setup:
     history: list[dict[str, Any]]
     environment: dict[str, Any]
     notes: list[str]
+    chosen: list[str]
     resumed: Path | None
     record: dict[str, Any]
 
@@ -102,9 +105,14 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     if not show_progress:
         datasets.disable_progress_bars()
     place, notes = environment(accelerator), differences_from_launcher(accelerator)
-    notes += idle_settings(config).values()
-    check_needs(config, accelerator)
+    chosen = [name for name in FOLLOWING if config.model[name] is None]
+    if not chosen:  # before the images are decoded, which may take long
+        check_needs(config, accelerator)
     data = data or load_image_data(config.data, show_progress)
+    if chosen:
+        config = config.following(data.shape)
+        check_needs(config, accelerator)
+    notes += idle_settings(config).values()
     check_batch(data.shape, training, accelerator)
     torch.manual_seed(seed_from("weights", config.seed))
     unet = UNet2DModel(**config.model)
@@ -158,6 +166,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         history=history,
         environment=place,
         notes=notes,
+        chosen=chosen,
         resumed=resumed,
         record=record,
     )

@@ -60,7 +60,8 @@ def test_a_gated_data_set_is_named_as_one_before_training(
 ) -> None:
     hub.add("you/gated", "datasets", gated=True, files=parquet(0))
     env = {"HF_TOKEN": token} if token else {}
-    status, said = clients.trained(tmp_path / "run", "--data.name", "you/gated", **env)
+    small = ["--model.attention_head_dim", "8"]
+    status, said = clients.trained(tmp_path / "run", "--data.name", "you/gated", *small, **env)
     assert (status, len(said.splitlines())) == (2, 1), said
     assert "'you/gated' is a gated dataset on the Hub" in said
     assert sentence in said

@@ -18,7 +18,7 @@ from ddpm_hf.cli.evaluate import EvaluateConfig
 from ddpm_hf.cli.push import PushConfig
 from ddpm_hf.cli.sample import SampleConfig
 from ddpm_hf.command_line import parse_config, parse_settings
-from ddpm_hf.settings import constructor_settings
+from ddpm_hf.settings import settings_group
 from ddpm_hf.toy.settings import ToyConfig
 from ddpm_hf.training.settings import Config
 from tests.fuzz.outcomes import Fault, sentence, status_of
@@ -34,7 +34,7 @@ def annotations_of(kind: type) -> dict[str, Any]:
     """The type of each setting, by its name on the command line."""
     types, found = get_type_hints(kind), dict[str, Any]()
     for field in fields(kind):
-        group = constructor_settings(field.metadata["constructor"]) if "constructor" in field.metadata else None
+        group = settings_group(field)
         inner = group or types[field.name]
         if is_dataclass(inner):
             found |= {f"{field.name}.{name}": annotation for name, annotation in annotations_of(inner).items()}  # type: ignore[arg-type]

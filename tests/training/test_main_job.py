@@ -31,6 +31,7 @@ from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.sampling.samplers import make_scheduler
 
 ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "configs" / "train" / "digits.yaml"
 STEPS, IMAGES, SAMPLER_STEPS = 6, 8, 3
 TINY = [
     *("--threads", "1", "--model.block_out_channels", "[8,8]", "--model.norm_num_groups", "4"),
@@ -188,7 +189,14 @@ def test_a_conditional_network_trains_on_labels_of_another_data_set(
         "label": digits.labels[:32].tolist(),
     }
     datasets.Dataset.from_dict(content, features=features).to_parquet(tmp_path / "my.parquet")
-    mine = ["--data.name", str(tmp_path / "my.parquet"), "--model.num_class_embeds", "10"]
+    mine = [
+        "--config",
+        str(DIGITS),
+        "--data.name",
+        str(tmp_path / "my.parquet"),
+        "--model.num_class_embeds",
+        "10",
+    ]
     run = train("mine", *mine, "--evaluation.extractor", "null")
     assert results_of(run)["scores"] == {}
     assert "No scores: " in capsys.readouterr().out
@@ -229,7 +237,7 @@ def test_any_sampler_of_the_table_draws_the_images_that_are_scored(train: Any) -
         ),
         (["--evaluation.best_by", "fdi"], 2, "fdi"),
         (["--evaluation.metrics", "[accuracy]"], 2, "evaluation.metrics holds accuracy, which"),
-        (["--data.name", "my.parquet"], 2, "my.parquet"),
+        (["--config", str(DIGITS), "--data.name", "my.parquet"], 2, "my.parquet"),
         (["--evaluation.held_out_split", "no"], 2, "no"),
         (["--evaluation.num_inference_steps", "1001"], 2, "1001"),
         (["--evaluation.num_inference_steps", "1"], 2, "images are nearly clean"),

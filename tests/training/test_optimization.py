@@ -58,7 +58,7 @@ def test_what_goes_together_passes(data: ImageData) -> None:
         ({"sample_size": 4}, {}, {}, r"are 4 x 6 and model.sample_size is 4; give --model.sample_size \[4,6\]"),
         ({"num_class_embeds": 49}, {}, {}, "labels up to 49 and model.num_class_embeds is 49; make it 50 or more"),
         ({}, {"variance_type": "learned_range"}, {}, "--model.out_channels 6, twice as many out for .* learned_range"),
-        ({"out_channels": 6}, {}, {}, "3 in and 6 out; give --model.in_channels 3 --model.out_channels 3$"),
+        ({"out_channels": 6}, {}, {}, "3 in and 6 out; give --model.in_channels 3 --model.out_channels 3, or null"),
         ({"out_channels": 6}, {"variance_type": "learned"}, {}, "'learned' learns nothing from loss='simple'"),
         ({}, {}, {"loss": "hybrid"}, "loss='hybrid' adds nothing to 'simple' with variance_type='fixed_small'"),
         ({}, {}, {"loss": "kl", "loss_weighting": "p2"}, "weighting='p2' does not go with loss='kl'"),

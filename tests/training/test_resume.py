@@ -205,7 +205,14 @@ def test_a_run_with_another_meaning_is_refused_with_the_difference(stopped: Path
 
 
 def test_the_same_images_elsewhere_are_the_same_data_and_others_are_not(tmp_path: Path) -> None:
-    unscored = ["--training.lr_schedule", "constant", "--evaluation.extractor", "null"]
+    unscored = [
+        "--config",
+        "configs/train/digits.yaml",
+        "--training.lr_schedule",
+        "constant",
+        "--evaluation.extractor",
+        "null",
+    ]
     for folder, source in (("mine", "test"), ("theirs", "test"), ("others", "train")):
         (tmp_path / folder).mkdir()
         shutil.copy(DIGITS / f"{source}.parquet", tmp_path / folder / "digits.parquet")
