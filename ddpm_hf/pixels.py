@@ -23,6 +23,7 @@ class PixelFormat:
         dtype: type of the values.
         low: values that become -1: one for all channels, or one for each.
         high: values that become 1, above those of `low`; as many.
+        alpha: whether the last channel is opacity.
 
     Raises:
         ValueError: the type is not known, or the values are no range of it.
@@ -31,6 +32,7 @@ class PixelFormat:
     dtype: str = "uint8"
     low: tuple[float, ...] = (0,)
     high: tuple[float, ...] = (255,)
+    alpha: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in TORCH:
@@ -48,7 +50,11 @@ class PixelFormat:
     @classmethod
     def from_dict(cls, found: Mapping[str, Any] | None) -> "PixelFormat":
         """As `to_dict` made it; of None, 8 bits."""
-        return cls() if found is None else cls(found["dtype"], tuple(found["low"]), tuple(found["high"]))
+        return (
+            cls()
+            if found is None
+            else cls(found["dtype"], tuple(found["low"]), tuple(found["high"]), bool(found.get("alpha")))
+        )
 
     def to_dict(self) -> dict[str, Any] | None:
         """In the types of JSON; None for the format of all pictures, 8 bits."""

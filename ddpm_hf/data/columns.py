@@ -5,8 +5,8 @@ from typing import Any
 
 import datasets
 
-from ddpm_hf.data.decoding import Rows
 from ddpm_hf.data.loading import Loaded
+from ddpm_hf.data.rows import Rows
 from ddpm_hf.data.settings import DataConfig
 
 PATH_COLUMNS = ("image", "path", "file", "file_name", "filename", "image_path")

@@ -1,188 +1,156 @@
-"""From an encoded image of a data set to pixels of the form that all its images share."""
+"""From an encoded image, or an array, to the values that it holds: upright, and of the type that it has.
 
-import math
+The one reader of images: those to train on and generated ones to be scored come through :func:`decode`.
+"""
+
 import os
 import re
-from dataclasses import dataclass, field, replace
+import warnings
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 from datasets.utils.file_utils import xopen
 from PIL import ExifTags, Image, ImageOps
 
-from ddpm_hf.data.folders import shown
+from ddpm_hf.data.deep_images import deep_png, deep_tiff, is_tiff, upright
+from ddpm_hf.data.faults import CorruptImageError
+from ddpm_hf.pixels import LARGEST
 
 WORKERS = min(16, os.cpu_count() or 1)
 """Threads that decode."""
 
-OnCorrupt = Literal["error", "skip"]
-
-ROUNDED = "ddpm_hf: rounded to 8 bits"
-"""Mark in an image's ``info``."""
-
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV")
 
-
-class CorruptImageError(Exception):
-    """An image that cannot be decoded, or to nothing certain; the message is the reason."""
-
-
-class MisfitError(ValueError):
-    """An image that does not go with the first one or with the settings.
-
-    Args:
-        problem: What is wrong; lacks its subject.
-        remedy: Settings of training that help.
-    """
-
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(f"{problem}; {remedy}")
-        self.problem = problem
+LARGEST_EXACT = 2**24
+"""Up to here float32 holds every whole number."""
 
 
 @dataclass(frozen=True)
-class Transform:
-    """What is done to each image, in this order. Transparency is dropped.
+class Decoded:
+    """An image's values.
 
     Args:
-        channels: 1 for grey, 3 for RGB; None for what the first image has.
-        center_crop: True cuts out the largest centred square, an integer the one of that side.
-        resolution: Side of the square that the image is resized to; None keeps its size.
-        resize_filter: One of PIL's, such as "lanczos".
-        shape: ``(C, H, W)`` of the first image's result, which all others must have; None before the first.
+        planes: Its channels: for 8 bits one picture of PIL, whose mode is one of those above; for all other types, and
+            for 8 bits of other numbers of channels, a picture of the mode F (or L) for each. All have one size.
+        dtype: Type of the values, one of `ddpm_hf.pixels.TORCH`.
+        opacity: 0 where nothing is seen, up to the largest value of the type, as the planes are; None for none.
+        is_rounded: Whether there were 16 bits, of which 8 are left.
     """
 
-    channels: int | None = None
-    center_crop: bool | int = False
-    resolution: int | None = None
-    resize_filter: str = "lanczos"
-    shape: tuple[int, ...] | None = None
+    planes: tuple[Image.Image, ...]
+    dtype: str = "uint8"
+    opacity: Image.Image | None = None
+    is_rounded: bool = False
 
-    def __call__(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """The image as uint8 ``(C, H, W)``.
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.planes[0].size
 
-        Raises:
-            MisfitError: the image does not go with the settings or with the first one.
-        """
-        image = self._resize(self._crop(image.convert("L" if self._is_to_be_grey(image.mode) else "RGB")))
-        pixels = np.asarray(image)
-        pixels = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-        if self.shape not in (None, pixels.shape):
-            raise MisfitError(
-                f"has height and width {pixels.shape[1:]} and the first one {self.shape[1:]}",
-                "give data.resolution (and data.center_crop true, where some are not square) to bring them to one size",
-            )
-        return pixels
-
-    def _is_to_be_grey(self, mode: str) -> bool:
-        is_grey = mode in GREY_MODES
-        channels = self.channels or (self.shape[0] if self.shape else 1 if is_grey else 3)
-        if channels == 1 and not is_grey and self.channels is None:
-            raise MisfitError("is in colour and the first one is grey", "give data.channels 1 or 3")
-        return channels == 1
-
-    def _crop(self, image: Image.Image) -> Image.Image:
-        if not self.center_crop:
-            return image
-        width, height = image.size
-        side = min(width, height) if self.center_crop is True else self.center_crop
-        if side > min(width, height):
-            raise MisfitError(
-                f"has height and width {(height, width)}, too small for data.center_crop {side}",
-                f"give at most {min(width, height)}, or true for the largest square",
-            )
-        left, top = (width - side) // 2, (height - side) // 2
-        return image.crop((left, top, left + side, top + side))
-
-    def _resize(self, image: Image.Image) -> Image.Image:
-        if self.resolution is None:
-            return image
-        if image.width != image.height:
-            raise MisfitError(
-                f"has height and width {(image.height, image.width)}, and data.resolution {self.resolution} would "
-                "distort it",
-                "give data.center_crop true as well",
-            )
-        return image.resize((self.resolution, self.resolution), Image.Resampling[self.resize_filter.upper()])
+    @property
+    def is_opaque(self) -> bool:
+        """Whether nothing shines through."""
+        return self.opacity is None or float(np.asarray(self.opacity).min()) >= LARGEST.get(self.dtype, 1)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A data set in the form that it is read in.
+def decode(encoded: Any, folder: Path = Path(), eight_bits: bool = False) -> Decoded:
+    """The values of an image of a row, turned upright as its EXIF data say.
 
     Args:
-        name: The data set, for messages.
-        dataset: Data set of :mod:`datasets`, map-style or streamed; images not decoded.
-        image_column: Holds the images.
-        label_column: Holds the labels, integers or text; None where there are none.
-        folder: Where relative paths of images start.
-        classes: The classes of labels that are text, in order.
-        rounded: Places of images of 16 bits that have been read so far; threads append to it.
-        advises: Messages name settings of training.
-    """
-
-    name: str
-    dataset: Any
-    image_column: str
-    label_column: str | None
-    folder: Path = Path()
-    classes: tuple[str, ...] | None = None
-    rounded: list[str] = field(default_factory=list)
-    advises: bool = True
-
-    def read(self, row: dict[str, Any], transform: Transform, where: str) -> npt.NDArray[np.uint8]:
-        """The image of ``row``, uint8 ``(C, H, W)``; ``where`` is for messages.
-
-        Raises:
-            CorruptImageError: it cannot be decoded.
-            ValueError: it cannot be read at all, or does not go with the transform.
-        """
-        encoded = row[self.image_column]
-        subject = f"the image in {self.place(row, where)} of {self.name!r}"
-        try:
-            image = decode(encoded, self.folder)
-            if image.info.get(ROUNDED):
-                self.rounded.append(where)
-            return transform(image)
-        except OSError as error:
-            raise ValueError(f"{subject} cannot be read: {error}") from error
-        except MisfitError as error:
-            said = error if self.advises else f"{error.problem}; all must have one size and colour"
-            raise ValueError(f"{subject} {said}") from error
-
-    def place(self, row: dict[str, Any], where: str) -> str:
-        """``where`` with the path of the image, where it has one."""
-        encoded = row[self.image_column]
-        path = encoded.get("path") if isinstance(encoded, dict) else encoded if isinstance(encoded, str) else None
-        return f"{where} ({shown(path)})" if path else where
-
-    def label(self, row: dict[str, Any]) -> int:
-        """-1 where the row has none."""
-        value = row.get(self.label_column or "")
-        if value is None:
-            return -1
-        return int(value) if self.classes is None else self.classes.index(value)
-
-
-def decode(encoded: Any, folder: Path = Path()) -> Image.Image:
-    """An image from what a row holds, turned upright as its EXIF data say, of 8 bits per channel.
-
-    Args:
-        encoded: ``{"bytes": ..., "path": ...}``, one of the two alone, or the values as nested lists, ``(H, W)`` or
-            ``(H, W, C)``, 0 to 255.
+        encoded: ``{"bytes": ..., "path": ...}``, one of the two alone, an array ``(H, W)`` or ``(H, W, C)`` of numbers,
+            or nested lists of 0 to 255 in that form.
         folder: Relative paths start here.
+        eight_bits: Round 16 bits to 8.
 
     Raises:
-        CorruptImageError: there is no image, not a whole one, several, or one that has no form in 8 bits.
+        CorruptImageError: there is no image, not a whole one, several, or one whose values are not known.
         OSError: a file that is there cannot be read.
     """
+    if isinstance(encoded, np.ndarray):
+        return of_array(encoded, eight_bits=eight_bits)
     if isinstance(encoded, list):
-        return _from_values(encoded)
+        return of_array(_values_of(encoded))
+    content = _content_of(encoded, folder)
+    if not content:
+        raise CorruptImageError("it is empty, 0 bytes")
+    if content.startswith(b"version https://git-lfs"):
+        raise CorruptImageError("it is a pointer of Git LFS; 'git lfs pull' fetches the image")
+    try:
+        return _of_bytes(content, eight_bits)
+    except (MemoryError, CorruptImageError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise CorruptImageError(f"it has too many pixels; resize it first ({error})") from error
+    except Exception as error:  # PIL's plugins raise almost anything at bytes that they do not expect
+        raise CorruptImageError(re.sub(r" <_io\.BytesIO.*>", "", str(error)) or type(error).__name__) from error
+
+
+def of_array(values: npt.NDArray[Any], opacity: npt.NDArray[Any] | None = None, eight_bits: bool = False) -> Decoded:
+    """An array as an image.
+
+    Args:
+        values: ``(H, W)`` or ``(H, W, C)`` of numbers; types without a place in `ddpm_hf.pixels.TORCH` become float32,
+            and booleans 0 and 255.
+        opacity: ``(H, W)``, of the same type.
+        eight_bits: Round 16 bits to 8.
+
+    Raises:
+        CorruptImageError: it has another form, or numbers that are not finite or that float32 does not hold.
+    """
+    array = values[..., None] if values.ndim == 2 else values
+    if array.ndim != 3 or array.size == 0 or array.dtype.kind not in "buif":
+        raise CorruptImageError(
+            f"it is an array of {values.dtype} of shape {values.shape}; expected numbers, (height, width) or (height, "
+            "width, channels)"
+        )
+    is_rounded = eight_bits and array.dtype == np.uint16
+    if is_rounded:
+        array, opacity = _rounded(array), None if opacity is None else _rounded(opacity)
+    array = _of_known_type(array)
+    dtype = array.dtype.name
+    if dtype == "uint8" and array.shape[2] in (1, 3):
+        planes: tuple[Image.Image, ...] = (Image.fromarray(array[..., 0] if array.shape[2] == 1 else array),)
+    else:
+        planes = tuple(_plane(array[..., channel]) for channel in range(array.shape[2]))
+    return Decoded(planes, dtype, None if opacity is None else _plane(opacity), is_rounded)
+
+
+def _plane(values: npt.NDArray[Any]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(values if values.dtype == np.uint8 else values.astype(np.float32)))
+
+
+def _rounded(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
+    """16 bits to the nearest of 8."""
+    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def _of_known_type(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            missing = int(array.size - np.isfinite(array).sum())
+            raise CorruptImageError(f"{missing} of its {array.size} values are not finite; fill them first")
+        kept = array.astype(np.float16 if array.dtype.itemsize == 2 else np.float32)
+        if not np.isfinite(kept).all():
+            raise CorruptImageError("some of its values are too large for float32; scale them first")
+        return kept
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
+        return array.astype(f"uint{8 * array.dtype.itemsize}")  # in this machine's order of bytes
+    if max(abs(int(array.min())), abs(int(array.max()))) > LARGEST_EXACT:
+        raise CorruptImageError(
+            f"its values go from {array.min()} to {array.max()}, and whole numbers beyond {LARGEST_EXACT:,} are not "
+            "kept exactly; scale them first"
+        )
+    return array.astype(np.float32)
+
+
+def _content_of(encoded: Any, folder: Path) -> bytes:
     content: Any = encoded.get("bytes") if isinstance(encoded, dict) else encoded
     path: str | None = encoded.get("path") if isinstance(encoded, dict) else None
     if isinstance(content, str):
@@ -196,81 +164,59 @@ def decode(encoded: Any, folder: Path = Path()) -> Image.Image:
                 content = file.read()
         except FileNotFoundError as error:
             raise CorruptImageError("there is no such file") from error
-    if not content:
-        raise CorruptImageError("it is empty, 0 bytes")
-    if content.startswith(b"version https://git-lfs"):
-        raise CorruptImageError("it is a pointer of Git LFS; 'git lfs pull' fetches the image")
-    try:
-        return _eight_bits(_opened(content))
-    except (MemoryError, CorruptImageError):
-        raise
-    except Image.DecompressionBombError as error:
-        raise CorruptImageError(f"it has too many pixels; resize it first ({error})") from error
-    except Exception as error:  # PIL's plugins raise almost anything at bytes that they do not expect
-        raise CorruptImageError(re.sub(r" <_io\.BytesIO.*>", "", str(error)) or type(error).__name__) from error
+    return bytes(content)
 
 
-def _opened(content: bytes) -> Image.Image:
-    image: Image.Image = Image.open(BytesIO(content))
+def _of_bytes(content: bytes, eight_bits: bool) -> Decoded:
+    if is_tiff(content):
+        deep = deep_tiff(content)  # None for one that PIL knows to read
+        if deep is not None:
+            return of_array(*deep, eight_bits=eight_bits)
+    with warnings.catch_warnings():  # of 90 to 179 megapixels, which cameras have
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image: Image.Image = Image.open(BytesIO(content))
     # The further pictures in a camera's JPEG (MPO) and the layers of a PSD belong to the first one.
     if image.format not in ("MPO", "PSD") and (frames := getattr(image, "n_frames", 1)) > 1:
         raise CorruptImageError(f"it holds {frames} frames; save the one that is meant as an image of its own")
-    is_deep = ";16" in str(getattr(image, "tile", [])[:1])  # of colour images PIL keeps the upper 8 bits
+    is_deep_colour = ";16" in str(getattr(image, "tile", [])[:1]) and image.mode in GREY_MODES + COLOUR_MODES
+    if is_deep_colour and not eight_bits:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if image.format != "PNG":
+            raise CorruptImageError(
+                f"it is a {image.format} of 16 bits in colour, of which only 8 can be read; save it as PNG or TIFF, or "
+                "give data.dtype uint8"
+            )
+        return of_array(*(upright(part, orientation) for part in deep_png(content)))
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation) is not None:
         image = ImageOps.exif_transpose(image)
-    if is_deep or image.mode.startswith("I;16"):
-        image.info[ROUNDED] = True
-    return image
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image in one of the modes that grey or RGB is made of."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        values = np.asarray(image).astype(np.uint32)
-        eight = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-        eight.info[ROUNDED] = True
-        return eight
+        return of_array(np.asarray(image).astype(np.uint16), eight_bits=eight_bits)
+    if image.mode == "F":
+        return of_array(np.asarray(image))
     if image.mode not in GREY_MODES + COLOUR_MODES:
         raise CorruptImageError(
             f"it has the PIL mode {image.mode!r}, whose range of values is not known; save it as grey or RGB of 8 or "
             "16 bits"
         )
-    return image
+    return _with_opacity(image, is_deep_colour)
 
 
-def _from_values(values: list[Any]) -> Image.Image:
+def _with_opacity(image: Image.Image, is_rounded: bool) -> Decoded:
+    if not image.has_transparency_data:
+        return Decoded((image,), is_rounded=is_rounded)
+    clear = image.convert("RGBA")
+    return Decoded((image,), opacity=clear.getchannel("A"), is_rounded=is_rounded)
+
+
+def _values_of(values: list[Any]) -> npt.NDArray[np.uint8]:
     try:
         array = np.asarray(values)
     except ValueError as error:
         raise CorruptImageError("its rows have unequal lengths") from error
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
-    if not is_picture or array.size == 0 or array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+    if array.size == 0 or array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
         raise CorruptImageError(
             f"it is an array of {array.dtype} of shape {array.shape}; expected whole numbers of 0 to 255, (height, "
-            "width), (height, width, 1) or (height, width, 3)"
+            "width) or (height, width, channels)"
         )
-    return Image.fromarray(array.astype(np.uint8))
-
-
-def settle(rows: Rows, transform: Transform) -> Transform:
-    """The transform with the shape that the first readable image gives; as it was where there is none.
-
-    Raises:
-        ValueError: an image of data.resolution does not fit into memory.
-    """
-    free = psutil.virtual_memory().available
-    pixel = 2 * (transform.channels or 1)  # PIL's image and the array
-    if transform.resolution is not None and pixel * transform.resolution**2 > free:
-        raise ValueError(
-            f"data.resolution is {transform.resolution}, and an image of that size does not fit into the "
-            f"{free / 2**30:.1f} GiB of free memory; give at most {math.isqrt(free // pixel)}"
-        )
-    for index, row in enumerate(rows.dataset):
-        try:
-            return replace(transform, shape=rows.read(row, transform, f"row {index}").shape)
-        except CorruptImageError:
-            continue
-    return transform
+    return array.astype(np.uint8)

@@ -1,9 +1,9 @@
 """Images decoded and brought to one form once, then kept on disk as plain bytes that all processes share.
 
     <folder>/<data set>-<key>/
-        images.bin      uint8 (N, C, H, W), the images one after the other
+        images.bin      (N, C, H, W) of the images' own type, one after the other
         labels.npy      int64 (N,), where there are labels; -1 where a row has none
-        info.json       the shape, where the images come from, what was done to them, the rows left out, and hashes
+        info.json       shape and type, where the images come from, what was done to them, the rows left out, and hashes
 
 The key stands for the data set, its columns and the transform. One process builds the folder under a lock and a
 temporary name, and renames it when it is complete and on the disk; all others wait for the lock, then map the file.
@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,22 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_hf.data.decoding import WORKERS, CorruptImageError, OnCorrupt, Rows, Transform, settle
+from ddpm_hf.data.decoding import WORKERS
+from ddpm_hf.data.faults import CorruptImageError
+from ddpm_hf.data.rows import OnCorrupt, Rows, settle
+from ddpm_hf.data.transform import Transform
 from ddpm_hf.files import hash_of, is_intact, is_temporary, sealed, sync, sync_tree, temporary_name, written_whole
+from ddpm_hf.pixels import TORCH
 
 # To be raised with every change of the files or of what a transform does.
-FORMAT = 1
+FORMAT = 2
 # Rows that a thread takes at a time, so that handing them over costs little beside decoding the smallest images.
 CHUNK = 16
 # Corrupt images that a message names.
 NAMED = 5
 
 # The image of a row, or where it is and what is wrong with it; and the label.
-ReadRow = tuple[npt.NDArray[np.uint8] | str, int]
+ReadRow = tuple[npt.NDArray[Any] | str, int]
 
 logger = logging.getLogger(__name__)
 
@@ -54,18 +58,25 @@ class CachedImages:
     """An open cache.
 
     Args:
-        images: uint8 ``(N, C, H, W)``, mapped from the file: all processes that map it share its pages.
+        images: ``(N, C, H, W)`` of their own type, mapped from the file: all processes that map it share its pages.
         labels: int64 ``(N,)`` with -1 for none; None where the data set has no column of them.
         fingerprint: A hash of the images and labels themselves.
         corrupt: Place and reason for each image left out.
-        rounded: Images of 16 bits, which are rounded to 8.
+        seen: What the images were before (`ddpm_hf.data.rows.Seen.summary`).
+        folder: Where the cache is.
     """
 
     images: Tensor
     labels: Tensor | None
     fingerprint: str
     corrupt: list[str]
-    rounded: int
+    seen: dict[str, Any]
+    folder: Path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(C, H, W)``."""
+        return tuple(self.images.shape[1:])
 
 
 def cached_images(
@@ -84,7 +95,7 @@ def cached_images(
     Raises:
         ValueError: an image does not go with the others or the settings, some are corrupt, or there is no room.
     """
-    key = json.dumps([FORMAT, source, rows.image_column, rows.label_column, asdict(transform)])
+    key = json.dumps([FORMAT, source, rows.image_column, rows.label_column, transform.key()])
     stem = re.sub(r"[^\w.-]+", "_", Path(rows.name).stem)[-40:]
     cache = folder / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     try:
@@ -157,7 +168,7 @@ def _write(rows: Rows, transform: Transform, building: Path, show_progress: bool
     """Decode all rows in order into the folder, a few chunks in memory at a time."""
     _check_room(rows, transform, building.parent)
     settled = settle(rows, transform)
-    rows.rounded.clear()
+    rows.seen.clear()
     _check_room(rows, settled, building.parent)
     digest, labels, corrupt = hashlib.sha256(), array("q"), list[str]()
     with (building / "images.bin").open("wb") as file, _bar(rows, show_progress) as bar:
@@ -172,28 +183,31 @@ def _write(rows: Rows, transform: Transform, building: Path, show_progress: bool
             bar.update(len(chunk))
             (building / "rows_done").write_text(str(len(labels) + len(corrupt)))
     shape = (len(labels), *(settled.shape or ()))
+    dtype = settled.first_dtype or "uint8"
+    of_type = "" if dtype == "uint8" else dtype  # so that images of 8 bits keep their fingerprints
     if rows.label_column is not None:
         np.save(building / "labels.npy", np.asarray(labels, dtype=np.int64), allow_pickle=False)
         digest.update(labels.tobytes())
     return {
         "name": rows.name,
         "columns": [rows.image_column, rows.label_column],
-        "treatment": asdict(transform),
+        "treatment": transform.key(),
         "pillow": PIL.__version__,
         "shape": shape,
-        "fingerprint": hashlib.sha256(f"{shape}{digest.hexdigest()}".encode()).hexdigest()[:32],
+        "dtype": dtype,
+        "fingerprint": hashlib.sha256(f"{shape}{of_type}{digest.hexdigest()}".encode()).hexdigest()[:32],
         "corrupt": corrupt,
-        "rounded": len(rows.rounded),
+        "seen": rows.seen.summary(),
     }
 
 
 def _check_room(rows: Rows, transform: Transform, folder: Path) -> None:
     """Raise ValueError where the decoded images will not fit on the disk, as far as their shape is known."""
-    side = transform.resolution
-    shape = transform.shape or ((transform.channels or 1, side, side) if side else (0, 0, 0))
-    needed, free = len(rows.dataset) * math.prod(shape), shutil.disk_usage(folder).free
+    shape = transform.shape or ((transform.channels or 1, *transform.size) if transform.size else (0, 0, 0))
+    each = np.dtype(transform.first_dtype or transform.dtype or "uint8").itemsize
+    needed, free = len(rows.dataset) * math.prod(shape) * each, shutil.disk_usage(folder).free
     if needed > free:
-        fits = max(1, math.isqrt(free // (len(rows.dataset) * shape[0])))
+        fits = max(1, math.isqrt(free // (len(rows.dataset) * shape[0] * each)))
         raise ValueError(
             f"{len(rows.dataset)} images of {' x '.join(map(str, shape))} of {rows.name!r} take {needed / 2**30:,.1f} "
             f"GiB, and {free / 2**30:,.1f} GiB are free in {folder}; give data.resolution {fits} or less, "
@@ -232,15 +246,16 @@ def _open(cache: Path) -> CachedImages | None:
         if not is_intact(info) or any(hash_of(cache / name) != digest for name, digest in info["hashes"].items()):
             return None
         shape, images, labels = info["shape"], cache / "images.bin", cache / "labels.npy"
-        size = int(np.prod(shape))
-        if images.stat().st_size != size:
+        size, dtype = int(np.prod(shape)), TORCH[info["dtype"]]
+        if images.stat().st_size != size * dtype.itemsize:
             return None
         return CachedImages(
-            images=torch.from_file(str(images), shared=False, size=size, dtype=torch.uint8).view(shape),
+            images=torch.from_file(str(images), shared=False, size=size, dtype=dtype).view(shape),
             labels=torch.from_numpy(np.load(labels, allow_pickle=False)) if info["columns"][1] is not None else None,
             fingerprint=info["fingerprint"],
             corrupt=info["corrupt"],
-            rounded=info.get("rounded", 0),
+            seen=info["seen"],
+            folder=cache,
         )
     except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, AttributeError):  # JSON of any other form
         return None

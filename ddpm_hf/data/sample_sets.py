@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ddpm_hf.data.columns import rows_of
-from ddpm_hf.data.decoding import Transform, settle
 from ddpm_hf.data.folders import list_folder
 from ddpm_hf.data.image_cache import decoded, sentence_of
 from ddpm_hf.data.loading import Loaded
+from ddpm_hf.data.rows import settle
 from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.transform import Transform
 from ddpm_hf.files import check_hashes
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ _BESIDE = {".json", ".md", ".txt", ".csv", ".yaml", "hidden"}
 
 
 def load_images(source: Path) -> Tensor:
-    """Images as this program or another one has left them, uint8 ``(N, C, H, W)``.
+    """Images as this program or another one has left them, ``(N, C, H, W)`` of the type that they have.
 
     Args:
         source: A folder of images, at any depth, in the order of their paths; an ``.npz`` of ADM's layout; a
@@ -69,9 +70,9 @@ def _of_npz(path: Path) -> Tensor:
             images = file["arr_0"]
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} has no array arr_0 of images as ADM's files have ({error})") from error
-    if images.dtype != np.uint8 or images.ndim != 4:
+    if images.dtype.name not in TORCH or images.ndim != 4:
         raise ValueError(
-            f"arr_0 of {path} is {images.dtype} of shape {images.shape} and must be uint8 (N, H, W, C), 0 to 255"
+            f"arr_0 of {path} is {images.dtype} of shape {images.shape} and must be (N, H, W, C) of {', '.join(TORCH)}"
         )
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
@@ -93,7 +94,7 @@ def _arrow(path: Path) -> pa.Table:
 def _read(source: Path, dataset: datasets.Dataset, folder: Path) -> Tensor:
     rows = rows_of(DataConfig(name=str(source)), Loaded(dataset, "", folder, advises=False))
     transform = settle(rows, Transform())
-    images = torch.empty(len(dataset), *(transform.shape or ()), dtype=torch.uint8)
+    images = torch.empty(len(dataset), *(transform.shape or ()), dtype=TORCH[transform.first_dtype or "uint8"])
     corrupt, position = list[str](), 0
     for chunk in decoded(rows, transform):
         for pixels, _ in chunk:
@@ -104,4 +105,6 @@ def _read(source: Path, dataset: datasets.Dataset, folder: Path) -> Tensor:
             position += 1
     if corrupt or not len(dataset):
         raise ValueError(sentence_of(rows, corrupt, "repair them, or take them out"))
+    if rows.seen.transparent:
+        logger.warning("%d image(s) with transparency in %s are laid on white", rows.seen.transparent, source)
     return images

@@ -1,10 +1,15 @@
 """The settings of a data set: which images to load, and how to transform them."""
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Literal
 
+from PIL import ImageColor
+
 from ddpm_hf.settings import check
+
+Alpha = Literal["composite", "channel", "drop"]
 
 
 @dataclass(frozen=True)
@@ -20,9 +25,19 @@ class DataConfig:
         image_column: Column of images, of their bytes or paths, or of arrays; null chooses the only one of such a type.
         label_column: Column of class labels, 0 or more, or text; null chooses the only one of the type ClassLabel, if
             there is one.
-        channels: Convert images to 1 (grey) or 3 (RGB) channels; null keeps the number of the first image.
-        center_crop: First cut a square out of the middle: an integer is its side in pixels, true takes the largest.
-        resolution: Then resize images to a square of this side; null keeps their size.
+        channels: Number of channels; 1 (grey) and 3 (RGB) become each other, all others must be there. null keeps the
+            number of the first image.
+        alpha: What becomes of transparency: composite lays images on the background, channel keeps opacity as the last
+            channel, drop forgets it and shows the colours below.
+        background: Name or #rrggbb of the colour that images with transparency are laid on.
+        dtype: uint8 rounds images of 16 bits to 8, uint16 takes those of 8 for 16; null keeps the type of the first
+            image: 8 or 16 bits, or 16 or 32 in floating point.
+        value_range: Values that become -1 and 1: two numbers; or percentile, for the 0.1 and 99.9 % of the values in
+            each channel. Values beyond are clipped. null takes all values of whole numbers, and floating point has no
+            such range.
+        center_crop: First cut a part out of the middle: an integer is the side of a square in pixels, true takes the
+            largest part of the shape of data.resolution, false none, and null takes true where there is a resolution.
+        resolution: Then resize images to a square of this side, or to [height, width]; null keeps their size.
         resize_filter: Filter for resizing; all of them antialias.
         random_flip: Mirror each image left to right with probability 1/2.
         on_corrupt: What to do about images that cannot be decoded: error stops and names them, skip leaves them out and
@@ -38,9 +53,13 @@ class DataConfig:
     revision: str | None = None
     image_column: str | None = None
     label_column: str | None = None
-    channels: Literal[1, 3] | None = None
-    center_crop: bool | int = False
-    resolution: int | None = None
+    channels: int | None = None
+    alpha: Alpha = "composite"
+    background: str = "white"
+    dtype: Literal["uint8", "uint16"] | None = None
+    value_range: Literal["percentile"] | tuple[float, float] | None = None
+    center_crop: bool | int | None = None
+    resolution: int | tuple[int, int] | None = None
     resize_filter: Literal["lanczos", "bicubic", "bilinear", "box", "hamming"] = "lanczos"
     random_flip: bool = False
     on_corrupt: Literal["error", "skip"] = "error"
@@ -50,8 +69,27 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.name.strip()), "data.name", repr(self.name), "a file, a folder or the id of a Hub data set")
-        check(self.resolution is None or self.resolution >= 1, "data.resolution", self.resolution, "at least 1")
-        check(self.center_crop >= 0, "data.center_crop", self.center_crop, "true, false or a number of pixels")
+        check(self.channels is None or self.channels >= 1, "data.channels", self.channels, "at least 1")
+        sides = self.resolution if isinstance(self.resolution, tuple) else (self.resolution or 1,)
+        is_size = self.resolution is None or (self.resolution != 0 and min(sides) >= 1)
+        check(is_size, "data.resolution", self.resolution, "at least 1, or [height, width]")
+        expected = "true, false, null or a number of pixels"
+        check(self.center_crop is None or self.center_crop >= 0, "data.center_crop", self.center_crop, expected)
+        is_square = not isinstance(self.resolution, tuple) or self.resolution[0] == self.resolution[1]
+        is_side = not isinstance(self.center_crop, bool) and bool(self.center_crop)
+        expected = f"true or null: a square does not have the shape of data.resolution {self.resolution}"
+        check(is_square or not is_side, "data.center_crop", self.center_crop, expected)
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            check(False, "data.background", repr(self.background), "a colour, such as white, black or #8080ff")
+        if isinstance(self.value_range, tuple):
+            low, high = self.value_range
+            expected = "two finite numbers, the lower one first"
+            check(-inf < low < high < inf, "data.value_range", list(self.value_range), expected)
+        expected = "null or two numbers: percentiles are of all the images, and data.streaming keeps none at hand"
+        is_measured = self.value_range == "percentile" and self.streaming
+        check(not is_measured, "data.value_range", self.value_range, expected)
         check(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")
         is_file = self.name == "digits" or self.name.endswith(".parquet")
         for setting, is_here in (("config", is_file), ("revision", is_file or Path(self.name).exists())):

@@ -3,7 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,12 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from ddpm_hf.data.columns import num_classes_of, rows_of
-from ddpm_hf.data.decoding import Transform
 from ddpm_hf.data.image_cache import cached_images
 from ddpm_hf.data.loading import load
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.streaming import StreamedImages
+from ddpm_hf.data.transform import Transform
+from ddpm_hf.data.value_range import format_of
 from ddpm_hf.pixels import EIGHT_BITS, PixelFormat
 from ddpm_hf.randomness import random_stream
 
@@ -126,9 +127,37 @@ def load_cached_images(config: DataConfig, show_progress: bool = False) -> Image
                 f"{unlabelled} of the {len(labels)} rows of {config.name!r} have no label of 0 or more in the column "
                 f"{rows.label_column!r}; give another data.label_column or data.split"
             )
-    deep = f"{cached.rounded} image(s) of 16 bits are rounded to 8" if cached.rounded else ""
-    remark = "; ".join(filter(None, [loaded.remark, deep]))
-    return ImageData(config.name, cached.images, labels, cached.fingerprint, num_classes, remark)
+    form = format_of(config, rows.name, cached)
+    remark = "; ".join(filter(None, [loaded.remark, *treatment_of(config, cached.seen, cached.shape)]))
+    return ImageData(config.name, cached.images, labels, cached.fingerprint, num_classes, remark, form)
+
+
+def treatment_of(config: DataConfig, seen: dict[str, Any], shape: tuple[int, ...]) -> list[str]:
+    """What was done to the images that is not plain from the settings, a sentence each.
+
+    Args:
+        config: The settings.
+        seen: As :meth:`ddpm_hf.data.rows.Seen.summary` has it.
+        shape: ``(C, H, W)`` of the results.
+    """
+    said, size = list[str](), f"{shape[1]} x {shape[2]}"
+    if seen["sizes"] and seen["ends"][-1] != [*shape[1:]]:
+        (first, last), few = seen["ends"], seen["sizes"] == 1
+        sizes = f"are {first[0]} x {first[1]}" if few else f"have {seen['sizes']} sizes, from {first[0]} x {first[1]}"
+        to = "" if few else f" to {last[0]} x {last[1]}"
+        is_cut = config.center_crop is not False and (config.center_crop is not None or config.resolution)
+        cut = "cut to their middle and " if is_cut else ""
+        said.append(f"the images {sizes}{to} (height x width), {cut}brought to {size}")
+    if seen["transparent"]:
+        done = {
+            "composite": f"are laid on {config.background}",
+            "channel": "keep opacity as their last channel",
+            "drop": "show the colours below it",
+        }
+        said.append(f"{seen['transparent']} image(s) with transparency {done[config.alpha]} (data.alpha)")
+    if seen["rounded"]:
+        said.append(f"{seen['rounded']} image(s) of 16 bits are rounded to 8")
+    return said
 
 
 def _stream(config: DataConfig, show_progress: bool) -> StreamedImages:
@@ -140,11 +169,19 @@ def _stream(config: DataConfig, show_progress: bool) -> StreamedImages:
             f"data.label_column {rows.label_column!r} of {config.name!r} holds plain integers, whose number of classes "
             "is not known in a stream; give data.streaming false, or a column of the type ClassLabel"
         )
-    return StreamedImages(loaded, rows, _transform(config), num_classes, config.shuffle_buffer, config.on_corrupt)
+    return StreamedImages(config, loaded, rows, _transform(config), num_classes)
 
 
 def _transform(config: DataConfig) -> Transform:
-    return Transform(config.channels, config.center_crop, config.resolution, config.resize_filter)
+    return Transform(
+        channels=config.channels,
+        center_crop=config.center_crop,
+        resolution=config.resolution,
+        resize_filter=config.resize_filter,
+        alpha=config.alpha,
+        background=config.background,
+        dtype=config.dtype,
+    )
 
 
 def batch_indices(step: int, batch_size: int, num_images: int, seed: int) -> npt.NDArray[np.int64]:

@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ddpm_hf.data.decoding import WORKERS, CorruptImageError, OnCorrupt, Rows, Transform, settle
+from ddpm_hf.data.decoding import WORKERS
+from ddpm_hf.data.faults import CorruptImageError
 from ddpm_hf.data.loading import Loaded
-from ddpm_hf.pixels import EIGHT_BITS
+from ddpm_hf.data.rows import Rows, settle
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.transform import Transform
+from ddpm_hf.data.value_range import format_of_type
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +63,11 @@ class StreamedImages:
 
     def __init__(
         self,
+        config: DataConfig,
         loaded: Loaded,
         rows: Rows,
         transform: Transform,
         num_classes: int | None,
-        shuffle_buffer: int,
-        on_corrupt: OnCorrupt,
     ) -> None:
         self._rows = rows
         try:
@@ -76,17 +78,17 @@ class StreamedImages:
             raise ValueError(
                 f"the data set {rows.name!r} has no image that can be decoded; see data.name and data.split"
             )
-        self._shuffle_buffer = shuffle_buffer
-        self._on_corrupt = on_corrupt
+        self._shuffle_buffer = config.shuffle_buffer
+        self._on_corrupt = config.on_corrupt
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="decoding")
 
         self.name = rows.name
         self.shape = self._transform.shape
         self.num_classes = num_classes
         self.remark = loaded.remark
-        self.format = EIGHT_BITS
+        self.format = format_of_type(config, rows.name, str(self._transform.first_dtype), self.shape[0])
         self._loaded = loaded
-        self._parts = [rows.image_column, rows.label_column, asdict(transform), shuffle_buffer, self.shape]
+        self._parts = [rows.image_column, rows.label_column, transform.key(), config.shuffle_buffer, self.shape]
         self.fingerprint = self._fingerprint(loaded.source)
 
         self._seed: int | None = None  # of the stream that is open
@@ -120,7 +122,7 @@ class StreamedImages:
             return images, None
         return images, torch.tensor([label for _, label in samples], dtype=torch.int64)
 
-    def _sample(self, rows: list[dict[str, Any]], index: int, step: int) -> tuple[npt.NDArray[np.uint8], int]:
+    def _sample(self, rows: list[dict[str, Any]], index: int, step: int) -> tuple[npt.NDArray[Any], int]:
         for other in range(index, index + len(rows)):
             row = rows[other % len(rows)]
             where = f"sample {other % len(rows)} of step {step}"

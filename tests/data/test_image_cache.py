@@ -22,9 +22,11 @@ from filelock import FileLock
 from PIL import Image
 
 from benchmarks.cache import mapping
-from ddpm_hf.data import decoding, image_cache
-from ddpm_hf.data.decoding import Rows, Transform
+from ddpm_hf.data import image_cache
+from ddpm_hf.data import rows as row_reader
 from ddpm_hf.data.image_cache import CachedImages, cached_images
+from ddpm_hf.data.rows import Rows
+from ddpm_hf.data.transform import Transform
 
 # A forked process starts at once and inherits what a test has put in place of our functions.
 FORK = multiprocessing.get_context("fork")
@@ -82,7 +84,7 @@ def test_the_cache_holds_what_pil_gives_image_by_image(tmp_path: Path) -> None:
 def test_grey_stays_grey_and_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str, channels: int) -> None:
     image = noise(mode, 5, 4)
     for wanted in (None, 1, 3):
-        pixels = one(tmp_path, image, channels=wanted)
+        pixels = one(tmp_path, image, channels=wanted, alpha="drop")
         expected = np.asarray(image.convert("L" if (wanted or channels) == 1 else "RGB")).reshape(4, 5, -1)
         assert np.array_equal(pixels.transpose(1, 2, 0), expected)
 
@@ -118,7 +120,7 @@ def test_an_integer_crop_cuts_that_square_from_the_middle(tmp_path: Path) -> Non
         ),
         (
             [(4, 5)],
-            Transform(resolution=4),
+            Transform(resolution=4, center_crop=False),
             r"\(5, 4\), and data.resolution 4 would distort it; give data.center_crop true",
         ),
         ([(8, 8), (4, 5)], Transform(center_crop=6), r"row 1 .* too small for data.center_crop 6; give at most 4"),
@@ -146,7 +148,7 @@ def test_a_second_open_decodes_nothing_and_another_transform_does(
 ) -> None:
     rows = rows_of([encoded(noise("L", 4, 4, seed=i)) for i in range(3)], [1, 0, 2])
     first = cache_of(tmp_path, rows)
-    monkeypatch.setattr(decoding, "decode", None)
+    monkeypatch.setattr(row_reader, "decode", None)
     second = cache_of(tmp_path, rows)
     assert torch.equal(first.images, second.images)
     assert second.labels is not None
@@ -193,7 +195,7 @@ def test_corrupt_images_are_counted_and_named_or_left_out(
     kept = [i for i in range(40) if i not in (0, 3, 7, 8, 20, 30, 31, 39)]
     with caplog.at_level(logging.WARNING):
         cache = cache_of(tmp_path, rows, on_corrupt="skip")
-        monkeypatch.setattr(decoding, "decode", None)  # the next one is opened, and says so too
+        monkeypatch.setattr(row_reader, "decode", None)  # the next one is opened, and says so too
         cache_of(tmp_path, rows, on_corrupt="skip")
     assert [record.getMessage()[:37] for record in caplog.records] == ["8 of the 40 images of 'the set' canno"] * 2
     assert cache.labels is not None
@@ -214,14 +216,14 @@ def many() -> Rows:
 
 
 def build_and_die(folder: Path, rows: Rows, after: int) -> None:
-    decode, calls = decoding.decode, iter(range(after))
+    decode, calls = row_reader.decode, iter(range(after))
 
     def dying(*content: Any) -> Image.Image:
         if next(calls, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(*content)
 
-    decoding.decode = dying
+    row_reader.decode = dying
     cache_of(folder, rows)
 
 
@@ -306,13 +308,13 @@ def test_processes_that_start_at_once_build_once(tmp_path: Path) -> None:
 
 
 def test_a_build_says_how_far_it_is_to_those_who_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, told = decoding.decode, list[int]()
+    decode, told = row_reader.decode, list[int]()
 
     def looking(*content: Any) -> Image.Image:
         told.extend(int(path.read_text() or 0) for path in tmp_path.glob(".*.partial/rows_done"))
         return decode(*content)
 
-    monkeypatch.setattr(decoding, "decode", looking)
+    monkeypatch.setattr(row_reader, "decode", looking)
     cache_of(tmp_path, many())
     # The decoding threads may be far ahead of the writing one, which counts.
     assert 0 < max(told) < 200
@@ -377,12 +379,18 @@ def test_at_most_a_few_chunks_are_in_memory_at_a_time(tmp_path: Path, monkeypatc
     assert sum(len(chunk) for chunk in chunks) == 200 - image_cache.CHUNK
 
 
-def test_caches_of_earlier_versions_are_found(tmp_path: Path) -> None:
-    """Their key and their `info.json` have the fields of before, by the names of before."""
+def test_caches_are_found_again_whatever_settings_later_versions_add(tmp_path: Path) -> None:
+    """The key has the fields of before, by the names of before, and others only where they change the values."""
     rows = rows_of([encoded(noise("L", 4, 4))], [0])
     cache_of(tmp_path, rows, Transform(None, True, 2, "box"))
     fields = {"channels": None, "center_crop": True, "resolution": 2, "resize_filter": "box", "shape": None}
-    key = json.dumps([1, "source", "image", "label", fields])
+    key = json.dumps([2, "source", "image", "label", fields])
     (info,) = tmp_path.glob("*/info.json")
     assert info.parent.name == f"the_set-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     assert json.loads(info.read_text())["treatment"] == fields
+    # As a version that knew 8 bits alone noted it in the checkpoints of its runs.
+    images = info.parent.joinpath("images.bin").read_bytes()
+    digest = hashlib.sha256(images + np.array([0], dtype=np.int64).tobytes()).hexdigest()
+    shape = (1, 1, 2, 2)
+    expected = hashlib.sha256(f"{shape}{digest}".encode()).hexdigest()[:32]
+    assert json.loads(info.read_text())["fingerprint"] == expected

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_hf.data import decoding
+from ddpm_hf.data import rows as row_reader
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageSource, load_cached_images, load_image_data
 from tests.data.test_sources import make_images, write_folder, write_parquet
@@ -81,8 +81,8 @@ def test_a_resumed_run_sees_what_the_unbroken_one_sees(name: str, step: int, mon
     unbroken = samples(stream(name), range(20))
     resumed = stream(name)
     decoded: list[object] = []
-    decode = decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda *content: (decoded.append(content), decode(*content))[1])
+    decode = row_reader.decode
+    monkeypatch.setattr(row_reader, "decode", lambda *content: (decoded.append(content), decode(*content))[1])
     assert same(samples(resumed, range(step, 20)), unbroken[step:])
     assert len(decoded) == BATCH * (20 - step)  # what was skipped was not decoded
 

@@ -16,7 +16,7 @@ import torch
 import ddpm_hf.files
 import ddpm_hf.training.checkpoints
 from ddpm_hf import DDPMCustomPipeline
-from ddpm_hf.data import decoding
+from ddpm_hf.data import rows as row_reader
 from ddpm_hf.data.loading import DIGITS
 from tests.runs import Started, ended, finished, log_of, measured, tensors_of
 
@@ -80,7 +80,7 @@ def kill_in_a_removal() -> None:
 
 def kill_in_the_cache() -> None:
     """With some hundred images decoded."""
-    decode, calls = decoding.decode, []
+    decode, calls = row_reader.decode, []
 
     def decode_some(*arguments: Any) -> Any:
         calls.append(1)
@@ -88,7 +88,7 @@ def kill_in_the_cache() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(*arguments)
 
-    decoding.decode = decode_some
+    row_reader.decode = decode_some
 
 
 def test_ten_kills_change_no_bit(unbroken: Path, tmp_path: Path) -> None:
