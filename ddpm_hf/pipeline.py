@@ -23,6 +23,7 @@ from ddpm_hf.hub.public_files import public_files
 from ddpm_hf.hub.repository import Repository, is_of_the_hub, told_in_one_sentence
 from ddpm_hf.images import to_pil, to_uint8, to_unit_range
 from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.pixels import PixelFormat
 from ddpm_hf.randomness import generators_of
 from ddpm_hf.sampling.arguments import (
     check_generator,
@@ -52,6 +53,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
     Args:
         unet: ours, or diffusers' (made ours, sharing its weights).
         scheduler: ours, or diffusers' DDPM or DDIM (made ours), or any other of diffusers' (taken as it is).
+        pixels: what the numbers of its images mean, as `PixelFormat.to_dict` writes it; None for pictures of 8 bits.
 
     Example:
         >>> pipe = DDPMCustomPipeline.from_pretrained("google/ddpm-cifar10-32")
@@ -66,8 +68,11 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         self,
         unet: UNet2DModel | diffusers.UNet2DModel,
         scheduler: DDPMScheduler | DDIMScheduler | diffusers.DDPMScheduler | diffusers.DDIMScheduler,
+        pixels: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.format = PixelFormat.from_dict(pixels)
+        self.register_to_config(pixels=self.format.to_dict())
         self.register_modules(unet=_adopt_unet(unet), scheduler=_adopt_scheduler(scheduler))
 
     @torch.no_grad()
@@ -104,7 +109,8 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             class_labels: one for all, or one per image.
             guidance_scale: classifier-free guidance; 1 is none. The network's last class stands for "no class".
             output_type: `pil` images; `np` or `numpy` float32 (B, H, W, C) in [0, 1]; `pt` float (B, C, H, W) in
-                [0, 1]; `uint8` (B, C, H, W).
+                [0, 1]; `uint8` (B, C, H, W); `values` (B, C, H, W), of the type and in the units of the images that
+                the network was trained on (`format`).
             return_dict: False for the plain tuple (images,).
             callback_on_step_end: called as f(pipe, i, t, {"sample": x_s, "pred_original_sample": x_0}) after each step;
                 a "sample" in the dict that it returns replaces x_t for the next step.
@@ -141,7 +147,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             on_step=on_step if callback_on_step_end else None,
         )
         self.maybe_free_model_hooks()
-        images = _as_output(x_0, output_type)
+        images = self.format.from_model(x_0) if output_type == "values" else _as_output(x_0, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def denoise(
@@ -202,6 +208,8 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         index = json.loads(super().to_json_string())
         index["_class_name"] = "DDIMPipeline" if isinstance(self.scheduler, DDIMScheduler) else "DDPMPipeline"
         index.pop("_name_or_path", None)
+        if pixels := index.pop("pixels", None):  # under a name that diffusers leaves alone
+            index["_pixels"] = pixels
         for name, entry in index.items():
             # Of a network on patches it is left as it is: diffusers would take it for another one.
             if isinstance(entry, list) and entry[1] in OURS and getattr(self.components[name], "patch_size", 1) == 1:
@@ -278,6 +286,8 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         _check_index(index, _name_of(str(pretrained_model_name_or_path)))
+        if "_pixels" in index:
+            index["pixels"] = index.pop("_pixels")
         for name, entry in index.items():
             if isinstance(entry, list | tuple) and entry[0] == "diffusers" and entry[1] in OURS:
                 index[name] = [OURS[entry[1]].__module__, entry[1]]

@@ -34,20 +34,20 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": {"diffusion", "files", "images", "launch", "pixels", "randomness", "schedulers", "settings"},
     "metrics": {"diffusion", "files", "images", "launch", "pixels", "randomness", "settings"},
     "hub": {"files", "metrics"},  # of metrics, the names of scores
-    "pipeline": {"files", "hub", "images", "models", "randomness", "sampling", "schedulers", "settings"},
+    "pipeline": {"files", "hub", "images", "models", "pixels", "randomness", "sampling", "schedulers", "settings"},
     "__init__": {"diffusion", "models", "pipeline", "schedulers"},
     "data": {"diffusion", "files", "pixels", "randomness", "settings"},
     "assets": {"data", "images", "metrics"},
     "conversion": {"diffusion", "files", "manifest", "models", "pipeline", "schedulers"},
     "training": {
         *("data", "diffusion", "files", "hub", "images", "launch", "lock", "metrics", "models", "pipeline"),
-        *("randomness", "sampling", "schedulers", "settings"),
+        *("pixels", "randomness", "sampling", "schedulers", "settings"),
     },
     "command_line": {"settings", "training"},
     "toy": {"command_line", "diffusion", "sampling", "schedulers", "settings"},
     "cli": {
         *("command_line", "conversion", "data", "diffusion", "files", "hub", "images", "launch", "lock", "manifest"),
-        *("metrics", "pipeline", "sampling", "settings", "training"),
+        *("metrics", "pipeline", "pixels", "sampling", "settings", "training"),
     },
 }
 

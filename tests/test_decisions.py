@@ -15,7 +15,7 @@ from ddpm_hf.cli import downloads, drawing, evaluate, sample
 from ddpm_hf.files import WriteError
 from ddpm_hf.launch import decided_by_main, each_on_its_own
 from ddpm_hf.metrics import reference
-from ddpm_hf.sampling.image_files import PNGFolder
+from ddpm_hf.sampling.image_files import ImageFolder
 from ddpm_hf.training import checkpoints, setup
 from tests.fuzz.files_targets import tiny_pipeline
 from tests.runs import SCORED_BRIEFLY, Started, ended, start_processes_of
@@ -65,7 +65,7 @@ def never(*_: Any, **__: Any) -> Any:
 def only_the_main_process_looks() -> None:
     """As though, to the others, everything were as it was before another run wrote its files."""
     if os.environ["RANK"] != "0":
-        PNGFolder.missing = never  # type: ignore[method-assign]
+        ImageFolder.missing = never  # type: ignore[method-assign]
         for module, name in (
             *((manifest, "read_manifest"), (manifest, "check_same_settings"), (drawing, "check_same_settings")),
             *((downloads, "check_local_folder"), (reference, "_read_features"), (setup, "download_checkpoint")),

@@ -28,8 +28,9 @@ from ddpm_hf.launch import decided_by_main, each_on_its_own, environment, own_sh
 from ddpm_hf.lock import only_writer
 from ddpm_hf.manifest import FILE, check_same_settings, claim, weights_hash
 from ddpm_hf.pipeline import DDPMCustomPipeline
+from ddpm_hf.pixels import EIGHT_BITS, TORCH
 from ddpm_hf.sampling.denoising import SamplingOptions, image_shape, no_class_of, step_options_of
-from ddpm_hf.sampling.image_files import PNGFolder, sample_files
+from ddpm_hf.sampling.image_files import ImageFolder, sample_files
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -95,9 +96,13 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         "show": config.show,
         "dtype": config.dtype,
     }
+    if pipe.format != EIGHT_BITS:
+        settings["pixels"] = pipe.format.to_dict()
     options = SamplingOptions(config.eta, config.guidance_scale, batch_size=config.batch_size)
     step_options_of(pipe.scheduler, options)  # refuses one that the scheduler lacks, before anything is written
     check_start(pipe.scheduler)
+    shape = image_shape(pipe.unet)
+    files = sample_files(config.output, config.format, pipe.format, shape[0])
     decided_by_main(accelerator, lambda: check_same_settings(config.output, settings))
     if config.show is not None:
         if not accelerator.is_main_process:
@@ -107,12 +112,11 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         return save(pictures, config.output)
     if config.push_to_hub:
         prepare_once(Repository(config.push_to_hub, "dataset", config.hub_private_repo), accelerator)
-    files = sample_files(config.output, config.format)
 
     def look() -> npt.NDArray[np.bool_]:
         files.remove_temporaries()
         missing = files.missing(seeds)
-        check_room(config, int(missing.sum()), image_shape(pipe.unet))
+        check_room(config, int(missing.sum()), math.prod(shape) * TORCH[pipe.format.dtype].itemsize)
         claim(config.output, settings, environment(accelerator))
         return missing
 
@@ -138,18 +142,17 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
     return f"{count} images made in {seconds:.1f} s ({count / seconds:.2f} images/s){kept}"
 
 
-def check_room(config: SampleConfig, count: int, shape: tuple[int, int, int]) -> None:
+def check_room(config: SampleConfig, count: int, raw: int) -> None:
     """Refuse images that the disk or the memory surely cannot hold, before the first one is drawn.
 
     Args:
         config: The settings.
         count: How many images are to be drawn.
-        shape: ``(C, H, W)`` of each.
+        raw: Bytes of the values of each.
 
     Raises:
         ValueError: with the number of images that there is room for.
     """
-    raw = math.prod(shape)
     above = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
     # A file takes whole blocks; and no image that anyone wants is packed to less than an eighth.
     each, free = max(os.statvfs(above).f_frsize, raw // 8), shutil.disk_usage(above).free
@@ -162,7 +165,7 @@ def check_room(config: SampleConfig, count: int, shape: tuple[int, int, int]) ->
     if config.format == "npz" and config.num_images * raw > memory:
         raise ValueError(
             f"num_images is {config.num_images}, and an npz is put together in memory, which holds {memory // raw} "
-            "images of this size at most; give --format parquet or png"
+            "images of this size at most; give --format npy, parquet or png"
         )
 
 
@@ -211,7 +214,7 @@ def _draw(
     config: SampleConfig,
     accelerator: Accelerator,
     pipe: DDPMCustomPipeline,
-    files: PNGFolder,
+    files: ImageFolder,
     batches: list[range],
     missing: npt.NDArray[np.bool_],
     labels: torch.Tensor | None,
@@ -231,7 +234,7 @@ def _draw(
                 eta=config.eta,
                 class_labels=None if labels is None else labels[batch.start - config.seed : batch.stop - config.seed],
                 guidance_scale=config.guidance_scale,
-                output_type="uint8",
+                output_type="values",
                 return_dict=False,
             )[0].cpu()
             start = batch.start - config.seed

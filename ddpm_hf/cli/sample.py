@@ -44,8 +44,9 @@ class SampleConfig:
         show: Draw a picture of a few images in place of the images themselves: denoising (a strip and a GIF of x_t and
             the predicted x_0), interpolation (from the noise of each seed to that of the next, without added noise) or
             grid.
-        format: Files to write: png (one for each image), npz (one file in ADM's layout) or parquet (a data set for
-            load_dataset).
+        format: Files to write: png or tiff (one for each image), npy (one array), npz (one file in ADM's layout) or
+            parquet (a data set for load_dataset). Values have the type and units of the training images; png and
+            parquet hold 8 and 16 bits, grey or RGB, and the others all types and channels.
         revision: Branch, tag or commit of a model on the Hub.
         push_to_hub: OWNER/NAME of a data set on the Hub to push the images to; needs --format parquet.
         hub_private_repo: Make the data set private when it is created.
@@ -68,7 +69,7 @@ class SampleConfig:
     guidance_scale: float = 1.0
     batch_size: int = 128
     show: str | None = None
-    format: Literal["png", "npz", "parquet"] = "png"
+    format: Literal["png", "tiff", "npy", "npz", "parquet"] = "png"
     revision: str | None = None
     push_to_hub: str | None = None
     hub_private_repo: bool = False

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -66,6 +67,7 @@ class Rows:
         classes: The classes of labels that are text, in order.
         seen: What has been read so far.
         advises: Messages name settings of training.
+        fetch: Turns what a row holds into what `decode` takes, as members of an archive; None for the same.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Rows:
     classes: tuple[str, ...] | None = None
     seen: Seen = field(default_factory=Seen)
     advises: bool = True
+    fetch: Callable[[Any], Any] | None = None
 
     def read(self, row: dict[str, Any], transform: Transform, where: str) -> npt.NDArray[Any]:
         """The image of ``row``, ``(C, H, W)``; ``where`` is for messages.
@@ -86,7 +89,8 @@ class Rows:
         """
         subject = f"the image in {self.place(row, where)} of {self.name!r}"
         try:
-            image = decode(row[self.image_column], self.folder, transform.dtype == "uint8")
+            encoded = row[self.image_column] if self.fetch is None else self.fetch(row[self.image_column])
+            image = decode(encoded, self.folder, transform.dtype == "uint8")
             self.seen.add(image)
             return transform(image)
         except OSError as error:

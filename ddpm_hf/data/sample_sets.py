@@ -4,9 +4,11 @@ import logging
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 import torch
@@ -20,6 +22,7 @@ from ddpm_hf.data.rows import settle
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.transform import Transform
 from ddpm_hf.files import check_hashes
+from ddpm_hf.pixels import TORCH
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ def load_images(source: Path) -> Tensor:
         check_hashes(source)
         if (source / "samples.npz").exists():
             return _of_npz(source / "samples.npz")
+        if (source / "samples.npy").exists():
+            return _of_npy(source / "samples.npy")
         found = list_folder(source)
         if found.images and found.tables:
             raise ValueError(
@@ -70,11 +75,22 @@ def _of_npz(path: Path) -> Tensor:
             images = file["arr_0"]
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} has no array arr_0 of images as ADM's files have ({error})") from error
+    return _of_array(images, f"arr_0 of {path}")
+
+
+def _of_npy(path: Path) -> Tensor:
+    try:
+        return _of_array(np.load(path, mmap_mode="r", allow_pickle=False), str(path))
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as an array: {error}") from error
+
+
+def _of_array(images: npt.NDArray[Any], where: str) -> Tensor:
     if images.dtype.name not in TORCH or images.ndim != 4:
         raise ValueError(
-            f"arr_0 of {path} is {images.dtype} of shape {images.shape} and must be (N, H, W, C) of {', '.join(TORCH)}"
+            f"{where} is {images.dtype} of shape {images.shape} and must be (N, H, W, C) of {', '.join(TORCH)}"
         )
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
 
 
 def _of_table(path: Path) -> Tensor:

@@ -95,3 +95,8 @@ class DataConfig:
         for setting, is_here in (("config", is_file), ("revision", is_file or Path(self.name).exists())):
             expected = f"null, as {self.name} is on this machine and has none"
             check(getattr(self, setting) is None or not is_here, f"data.{setting}", getattr(self, setting), expected)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that images are resized to; None where they keep their own."""
+        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution

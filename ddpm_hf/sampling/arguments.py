@@ -9,7 +9,7 @@ from torch import Tensor
 from ddpm_hf.launch import usable_memory
 from ddpm_hf.settings import as_int, as_ints, shown
 
-OUTPUT_TYPES: Final = ("pil", "np", "numpy", "pt", "uint8")
+OUTPUT_TYPES: Final = ("pil", "np", "numpy", "pt", "uint8", "values")
 
 
 def check_output_type(output_type: Any) -> None:

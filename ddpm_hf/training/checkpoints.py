@@ -28,6 +28,7 @@ from ddpm_hf.files import remove, remove_temporaries, sealed, sync, sync_tree, w
 from ddpm_hf.launch import decided_by_main
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.pipeline import DDPMCustomPipeline
+from ddpm_hf.pixels import EIGHT_BITS, PixelFormat
 from ddpm_hf.training.checkpoint_files import (
     READ_BY_RESUME,
     STATE,
@@ -106,12 +107,14 @@ class Checkpoints:
         folder: Where they are.
         limit: How many are kept.
         accelerator: Its main process writes; all of them must call :meth:`save`.
+        pixels: What the numbers of the images mean, for the pipelines.
     """
 
-    def __init__(self, folder: Path, limit: int, accelerator: Accelerator) -> None:
+    def __init__(self, folder: Path, limit: int, accelerator: Accelerator, pixels: PixelFormat = EIGHT_BITS) -> None:
         self.folder = folder
         self._limit = limit
         self._accelerator = accelerator
+        self._pixels = pixels
 
     def find(self, resume: str) -> tuple[Path | None, list[str]]:
         """The checkpoint to resume from, the same on all processes, and a sentence for each broken one that is ignored.
@@ -221,7 +224,7 @@ class Checkpoints:
     ) -> None:
         with written_whole(target) as partial:  # what has that name already is broken
             (partial / STATE).parent.mkdir(parents=True)
-            save_pipeline(partial, state.unet, averages, sampler)
+            save_pipeline(partial, state.unet, averages, sampler, self._pixels)
             save_file(weights, partial / "training" / "weights.safetensors")
             save_file(moments, partial / "training" / "optimizer.safetensors")
             if state.timesteps.learns:
@@ -299,7 +302,13 @@ def restore(path: Path, state: TrainingState) -> None:
     state.skipped, state.skipped_in_a_row = numbers["skipped"], numbers["skipped_in_a_row"]
 
 
-def save_pipeline(folder: Path, unet: UNet2DModel, averages: dict[float, dict[str, Tensor]], sampler: Any) -> None:
+def save_pipeline(
+    folder: Path,
+    unet: UNet2DModel,
+    averages: dict[float, dict[str, Tensor]],
+    sampler: Any,
+    pixels: PixelFormat = EIGHT_BITS,
+) -> None:
     """A pipeline folder of averaged weights.
 
     Args:
@@ -307,6 +316,7 @@ def save_pipeline(folder: Path, unet: UNet2DModel, averages: dict[float, dict[st
         unet: For its config.
         averages: decay -> name -> tensor. The first is the pipeline's, each other one a variant: of 0.999 ``ema0_999``.
         sampler: Its scheduler.
+        pixels: What the numbers of its images mean.
 
     Raises:
         NotFinite: a weight is not a finite number.
@@ -317,7 +327,7 @@ def save_pipeline(folder: Path, unet: UNet2DModel, averages: dict[float, dict[st
     for i, (decay, tensors) in enumerate(averages.items()):
         network.load_state_dict(tensors, assign=True)
         if i == 0:
-            DDPMCustomPipeline(unet=network, scheduler=sampler).save_pretrained(folder)
+            DDPMCustomPipeline(network, sampler, pixels.to_dict()).save_pretrained(folder)
         else:
             network.save_pretrained(folder / "unet", variant=_variant(decay))
 

@@ -277,7 +277,7 @@ class Run:
         averages = averages_of(self.state)
 
         def write() -> None:
-            save_pipeline(self.folder, self.state.unet, averages, self.setup.saved_scheduler)
+            save_pipeline(self.folder, self.state.unet, averages, self.setup.saved_scheduler, self.setup.data.format)
             write_json(self.folder / "metrics.json", results_of(self.setup, results, self.seconds))
 
         try:
@@ -326,7 +326,7 @@ class Run:
 
         def write() -> None:
             with written_whole(self.folder / "best") as partial:
-                save_pipeline(partial, self.state.unet, averages, self.setup.saved_scheduler)
+                save_pipeline(partial, self.state.unet, averages, self.setup.saved_scheduler, self.setup.data.format)
                 write_json(partial / "metrics.json", values)
 
         # Weights that could not be kept are not the best that are kept, so worse ones may still take that place.

@@ -131,7 +131,9 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     )
     sampler = evaluation_sampler(config, scheduler, accelerator)
     evaluation = SampleEvaluation(config, data, sampler, accelerator, show_progress)
-    checkpoints = Checkpoints(config.output_dir / "checkpoints", training.checkpoints_total_limit, accelerator)
+    checkpoints = Checkpoints(
+        config.output_dir / "checkpoints", training.checkpoints_total_limit, accelerator, data.format
+    )
     resumed, broken = _checkpoint(config.resume, checkpoints, accelerator)
     notes += broken
     if config.resume != "never" and (resumed is None or resumed.parent.resolve() != checkpoints.folder.resolve()):

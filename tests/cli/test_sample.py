@@ -24,7 +24,8 @@ from ddpm_hf.cli import drawing, sample
 from ddpm_hf.cli.drawing import check_room
 from ddpm_hf.cli.sample import SampleConfig, classes_of
 from ddpm_hf.data.sample_sets import load_images
-from ddpm_hf.sampling.image_files import PNGFolder
+from ddpm_hf.pixels import EIGHT_BITS
+from ddpm_hf.sampling.image_files import sample_files
 from ddpm_hf.sampling.samplers import SAMPLERS
 from tests.networks import TWO_LEVELS
 from tests.runs import Started
@@ -79,7 +80,7 @@ def unbroken(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_thousand_images_to_a_folder_under_the_name_of_their_seed(tmp_path: Path) -> None:
-    files = PNGFolder(tmp_path)
+    files = sample_files(tmp_path, "png", EIGHT_BITS, 1)
     assert files.path(123) == tmp_path / "000000" / "000123.png"
     assert files.path(1999) == tmp_path / "001000" / "001999.png"
 
@@ -230,16 +231,16 @@ def test_images_that_are_not_numbers_are_not_written(tmp_path: Path) -> None:
 
 
 def a_full_disk_on_the_second_process() -> None:
-    from ddpm_hf.sampling import image_files
+    from ddpm_hf.sampling.one_image import PNG
 
-    save = image_files.save_png
+    save = PNG.write
 
-    def full(image: object, path: Path) -> None:
+    def full(kind: PNG, path: Path, image: Any) -> None:
         if os.environ["RANK"] == "1":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        save(image, path)  # type: ignore[arg-type]
+        save(kind, path, image)
 
-    image_files.save_png = full
+    PNG.write = full  # type: ignore[method-assign]
 
 
 def test_a_full_disk_on_any_process_is_one_sentence_and_the_rest_is_drawn_later(model: Path, tmp_path: Path) -> None:
@@ -297,12 +298,12 @@ def test_images_that_no_disk_holds_are_refused_with_how_many_there_is_room_for(
     config = SampleConfig("m", tmp_path / "new" / "o", num_images=30_000_000)
     block = os.statvfs(tmp_path).f_frsize
     with pytest.raises(ValueError, match=rf"where 1.0 GB are free; there is room for {10**9 // block}$"):
-        check_room(config, 30_000_000, (3, 32, 32))
-    check_room(config, 10**9 // block, (3, 32, 32))
+        check_room(config, 30_000_000, 3 * 32 * 32)
+    check_room(config, 10**9 // block, 3 * 32 * 32)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**18))
-    check_room(config, 30_000_000, (3, 32, 32))
+    check_room(config, 30_000_000, 3 * 32 * 32)
     with pytest.raises(ValueError, match="an npz is put together in memory, which holds"):
-        check_room(replace(config, num_images=10**9, format="npz"), 10**9, (3, 256, 256))
+        check_room(replace(config, num_images=10**9, format="npz"), 10**9, 3 * 256 * 256)
 
 
 def test_classes_outside_the_model_are_refused(tmp_path: Path) -> None:
