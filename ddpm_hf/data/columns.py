@@ -1,10 +1,12 @@
 """Which column of a data set holds its images, and which one their labels."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import datasets
 
+from ddpm_hf.data.arrays import array_of
 from ddpm_hf.data.loading import Loaded
 from ddpm_hf.data.rows import Rows
 from ddpm_hf.data.settings import DataConfig
@@ -24,9 +26,11 @@ def rows_of(config: DataConfig, loaded: Loaded) -> Rows:
     image_column = _image_column(config, types)
     label_column = _label_column(config, types)
     wanted = [image_column] if label_column is None else [image_column, label_column]
-    dataset = dataset.select_columns(wanted)
+    dataset, fetch = dataset.select_columns(wanted), loaded.fetch
     if not _is_array(types[image_column]):
         dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+    else:
+        fetch = partial(array_of, dtype=_dtype_of(types[image_column]), layout=config.layout)
     classes = None
     if label_column is not None and _is_text(types[label_column]):
         if config.streaming:
@@ -36,7 +40,9 @@ def rows_of(config: DataConfig, loaded: Loaded) -> Rows:
             )
         classes = tuple(sorted(name for name in dataset.unique(label_column) if name is not None))
     return Rows(
-        config.name, dataset, image_column, label_column, loaded.folder, classes=classes, advises=loaded.advises
+        *(config.name, dataset, image_column, label_column, loaded.folder, classes),
+        advises=loaded.advises,
+        fetch=fetch,
     )
 
 
@@ -54,8 +60,9 @@ def _image_column(config: DataConfig, types: dict[str, Any]) -> str:
     ways: tuple[Callable[[str, Any], bool], ...] = (
         lambda name, kind: isinstance(kind, datasets.Image),
         lambda name, kind: _is_encoded(kind),
-        lambda name, kind: _is_array(kind),
+        lambda name, kind: _is_array(kind) and _dtype_of(kind).startswith(("int", "uint")),
         lambda name, kind: _is_text(kind) and name.lower() in PATH_COLUMNS,
+        lambda name, kind: _is_array(kind),  # of floats, which boxes and points have as well
     )
     for fits in ways:
         found = [name for name, kind in types.items() if fits(name, kind)]
@@ -105,12 +112,17 @@ def _is_encoded(kind: Any) -> bool:
 
 
 def _is_array(kind: Any) -> bool:
+    return _dtype_of(kind).startswith(("int", "uint", "float", "bool"))
+
+
+def _dtype_of(kind: Any) -> str:
+    """Type of the numbers of an array, declared or of lists in lists; empty for other columns."""
     if isinstance(kind, datasets.Array2D | datasets.Array3D):
-        return True
+        return str(kind.dtype)
     depth = 0
     while isinstance(kind, datasets.List | datasets.LargeList | list):
         kind, depth = kind[0] if isinstance(kind, list) else kind.feature, depth + 1
-    return depth >= 2 and isinstance(kind, datasets.Value) and kind.dtype.startswith(("int", "uint"))
+    return str(kind.dtype) if depth >= 2 and isinstance(kind, datasets.Value) else ""
 
 
 def _is_text(kind: Any) -> bool:

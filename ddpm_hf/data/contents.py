@@ -1,7 +1,8 @@
-"""What is in files, so that changed images are seen whatever their sizes and times say."""
+"""What is in files, so that changed images are seen whatever their sizes and times say, and each is read once."""
 
 import hashlib
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,18 +22,36 @@ def content_of(paths: list[Path], show_progress: bool = False) -> list[str]:
     Raises:
         ValueError: a file cannot be read.
     """
+
+    def read() -> list[str]:
+        bar = tqdm(total=len(paths), desc="reading files", unit="file", disable=not show_progress)
+        with ThreadPoolExecutor(WORKERS) as pool, bar:
+            return [_counted(digest, bar) for digest in pool.map(_hash_of, paths)]
+
+    return remembered("hashes", paths, read)
+
+
+def remembered(kind: str, paths: list[Path], read: Callable[[], list[Any]]) -> list[Any]:
+    """What was read from files once, for as long as their states stay the same.
+
+    Args:
+        kind: What it is, such as "hashes"; to be changed with the form of the result.
+        paths: The files.
+        read: Reads them all: one result of JSON's types for each.
+
+    Raises:
+        ValueError: whatever ``read`` raises.
+    """
     key = hashlib.sha256(json.dumps([[str(path.absolute()), state_of(path)] for path in paths]).encode()).hexdigest()
-    kept = Path(HF_HOME) / "ddpm_hf" / "hashes" / f"{key[:32]}.json"
+    kept = Path(HF_HOME) / "ddpm_hf" / kind / f"{key[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         found: dict[str, Any] = json.loads(kept.read_bytes())
-        if is_intact(found) and len(found["hashes"]) == len(paths):
-            return list(found["hashes"])
-    bar = tqdm(total=len(paths), desc="reading files", unit="file", disable=not show_progress)
-    with ThreadPoolExecutor(WORKERS) as pool, bar:
-        hashes = [_counted(digest, bar) for digest in pool.map(_hash_of, paths)]
+        if is_intact(found) and len(found[kind]) == len(paths):
+            return list(found[kind])
+    results = read()
     with suppress(OSError), written_whole(kept, shared=True) as temporary:  # without it they are read again next time
-        temporary.write_text(json.dumps(sealed({"hashes": hashes})))
-    return hashes
+        temporary.write_text(json.dumps(sealed({kind: results})))
+    return results
 
 
 def _hash_of(path: Path) -> str:

@@ -16,7 +16,8 @@ ENDINGS = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.O
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = (".parquet", ".arrow")
-ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+ARRAYS = (".npy", ".npz")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst", ".tbz", ".tbz2", ".txz")
 
 _SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -47,7 +48,9 @@ class FolderOfImages:
         metadata: Files that describe images, in the form of datasets' imagefolder.
         tables: Parquet and arrow files.
         archives: Packed files.
+        arrays: Files of numpy.
         others: How many of each other kind there are.
+        stands_for: Names before "::" of images that lie in files, and the folder that each such file is taken for.
     """
 
     path: Path
@@ -55,12 +58,41 @@ class FolderOfImages:
     metadata: dict[str, State] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
+    arrays: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
+    stands_for: dict[str, str] = field(default_factory=dict)
+
+    def put(self, path: str, state: State) -> None:
+        """A file to where it belongs."""
+        name, ending = PurePosixPath(path).name, PurePosixPath(path).suffix.lower()
+        if name.startswith((".", "__")):
+            self.others["hidden"] += 1
+        elif ending in ENDINGS:
+            self.images[path] = state
+        elif name in METADATA:
+            self.metadata[path] = state
+        elif ending in TABLES:
+            self.tables.append(path)
+        elif ending in ARCHIVES:
+            self.archives.append(path)
+        elif ending in ARRAYS:
+            self.arrays.append(path)
+        else:
+            self.others[ending or "without an ending"] += 1
+
+    def place(self, image: str) -> str:
+        """Where an image counts as lying: an archive is taken for a folder."""
+        for found in reversed(list(re.finditer("::", image))):
+            folder = self.stands_for.get(image[: found.start()])
+            if folder is not None:
+                inside = image[found.end() :]
+                return f"{folder}/{inside}" if folder not in ("", ".") else inside
+        return image
 
     def not_read(self, *more: str) -> str:
         """What is left out, counted, such as "3 .txt, 1 hidden"; empty for nothing."""
-        packed = Counter(PurePosixPath(path).suffix.lower() for path in self.archives)
-        kinds = sorted((self.others + packed).items())
+        files = Counter(PurePosixPath(path).suffix.lower() for path in (*self.archives, *self.arrays))
+        kinds = sorted((self.others + files).items())
         return ", ".join([*more, *(f"{count} {kind}" for kind, count in kinds)])
 
 
@@ -73,26 +105,14 @@ def list_folder(folder: Path) -> FolderOfImages:
     found = FolderOfImages(folder)
     entries = sorted(_walk(folder, "", frozenset()), key=lambda entry: entry[0])
     for path, entry in entries:
-        name, ending = entry.name, PurePosixPath(entry.name).suffix.lower()
-        is_image = ending in ENDINGS
         try:
             state = state_of(entry)
         except OSError:
             state = ()
-        if name.startswith((".", "__")):
-            found.others["hidden"] += 1
-        elif state and not entry.is_file():
+        if state and not entry.is_file() and not entry.name.startswith((".", "__")):
             found.others["folder in a circle" if entry.is_dir() else "device or pipe"] += 1
-        elif is_image:
-            found.images[path] = state
-        elif name in METADATA:
-            found.metadata[path] = state
-        elif ending in TABLES:
-            found.tables.append(path)
-        elif ending in ARCHIVES:
-            found.archives.append(path)
         else:
-            found.others[ending or "without an ending"] += 1
+            found.put(path, state)
     return found
 
 
@@ -126,13 +146,13 @@ def shown(path: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(path))
 
 
-def splits_of(paths: list[str]) -> dict[str, list[str]]:
-    """Images by split.
+def splits_of(images: list[str], places: list[str] | None = None) -> dict[str, list[str]]:
+    """Images by split, as the paths say where they lie (``places``, if these are others).
 
     Where all images lie in folders that are called like splits, as ``train`` and ``test``, perhaps in a folder of their
     own, these are the splits. In all other cases everything is "train": such a name among others is that of a class.
     """
-    parts = [path.split("/") for path in paths]
+    parts = [path.split("/") for path in places or images]
     for depth in range(max(map(len, parts), default=0)):
         if any(len(part) == depth + 1 for part in parts):
             break  # images beside the folders
@@ -140,12 +160,12 @@ def splits_of(paths: list[str]) -> dict[str, list[str]]:
         splits = {name: split_named(name) for name in names}
         if None not in splits.values() and len(set(splits.values())) == len(names):
             by_split: dict[str, list[str]] = {}
-            for path, part in zip(paths, parts, strict=True):
-                by_split.setdefault(str(splits[part[depth]]), []).append(path)
+            for image, part in zip(images, parts, strict=True):
+                by_split.setdefault(str(splits[part[depth]]), []).append(image)
             return by_split
         if len(names) > 1:
             break
-    return {"train": paths}
+    return {"train": images}
 
 
 def split_named(name: str) -> str | None:

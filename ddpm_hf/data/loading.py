@@ -6,30 +6,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 from huggingface_hub import DatasetCard
 from huggingface_hub.constants import HF_HOME
 
+from ddpm_hf.data import tiff_pages
+from ddpm_hf.data.archives import is_archive
 from ddpm_hf.data.contents import content_of
-from ddpm_hf.data.folders import (
-    ARCHIVES,
-    ENDINGS,
-    TABLES,
-    FolderOfImages,
-    classes_of,
-    list_folder,
-    shown,
-    splits_of,
-    state_of,
-)
+from ddpm_hf.data.folders import ARCHIVES, ARRAYS, ENDINGS, TABLES, FolderOfImages, list_folder, shown, state_of
+from ddpm_hf.data.image_tables import tables_of
+from ddpm_hf.data.members import Members
 from ddpm_hf.data.settings import DataConfig
 
 DIGITS = Path(__file__).parents[1] / "assets" / "digits"
@@ -48,6 +38,8 @@ class Loaded:
         remark: What was left out or is not as it may seem, for the start of a run; empty for nothing.
         source_before: The ``source`` of a stream in versions that looked at names and sizes only; None for none.
         advises: Messages about its images name settings of training.
+        fetch: Turns what a row holds into what `ddpm_hf.data.decoding.decode` takes; None for the same.
+        has_labels: False where the column of labels only says again which split an image is of.
     """
 
     dataset: Any
@@ -56,6 +48,8 @@ class Loaded:
     remark: str = ""
     source_before: Callable[[], str | None] = lambda: None
     advises: bool = True
+    fetch: Callable[[Any], Any] | None = None
+    has_labels: bool = True
 
 
 def load(config: DataConfig, show_progress: bool = False) -> Loaded:
@@ -75,19 +69,33 @@ def load(config: DataConfig, show_progress: bool = False) -> Loaded:
         return _of_folder(config, path, show_progress)
     ending = path.suffix.lower()
     if is_file and ending != ".parquet":
-        raise _refusal(config, _what_it_is(ending))
+        return _of_file(config, path, show_progress)
     looks_local = config.name.startswith((".", "/", "~", "\\")) or config.name.count("/") > 1
-    if not is_file and "*" not in config.name and (looks_local or ending in {*ENDINGS, *ARCHIVES, *TABLES}):
+    if not is_file and "*" not in config.name and (looks_local or ending in {*ENDINGS, *ARCHIVES, *ARRAYS, *TABLES}):
         raise _refusal(config, "there is no such file or folder")
     return _by_datasets(config, show_progress)
 
 
+def _of_file(config: DataConfig, path: Path, show_progress: bool) -> Loaded:
+    """A file that holds many images."""
+    found, ending = FolderOfImages(path.parent), path.suffix.lower()
+    found.put(path.name, state_of(path))
+    if found.arrays or is_archive(path.name) or ending in tiff_pages.ENDINGS:
+        loaded = _of_found(config, found, show_progress, is_one_file=True)
+        if loaded is not None:
+            return loaded
+    raise _refusal(config, _what_it_is(ending))
+
+
 def _what_it_is(ending: str) -> str:
     if ending in ARCHIVES:
-        return f"it is a packed file ({ending}); unpack it, and give the folder"
+        return f"it is a packed file ({ending}) of a kind that is not read; unpack it, and give the folder"
     if ending in ENDINGS:
         return "it is one image; give the folder"
-    return f"it is a file that ends in {ending or 'nothing'!r}; give a folder of images, or parquet"
+    return (
+        f"it is a file that ends in {ending or 'nothing'!r}; give a folder of images, a zip or tar of them, .npy, .npz "
+        "or parquet"
+    )
 
 
 def _of_folder(config: DataConfig, path: Path, show_progress: bool) -> Loaded:
@@ -96,19 +104,36 @@ def _of_folder(config: DataConfig, path: Path, show_progress: bool) -> Loaded:
     if config.config is not None or _is_described(path):
         return _by_datasets(config, show_progress)
     found = list_folder(path)
+    loaded = _of_found(config, found, show_progress)
+    if loaded is not None:
+        return loaded
+    is_of_tables = found.tables or found.archives or {".csv", ".json", ".jsonl"} & found.others.keys()
+    if not is_of_tables and not found.metadata:
+        there = f", only {found.not_read()}" if found.not_read() else ""
+        raise _refusal(config, f"the folder holds no images{there}")
+    return _by_datasets(config, show_progress)
+
+
+def _of_found(
+    config: DataConfig, found: FolderOfImages, show_progress: bool, is_one_file: bool = False
+) -> Loaded | None:
+    """Images, or what files hold; None where there are none."""
     if found.images and found.tables:
         raise _refusal(
             config,
             f"it holds {len(found.images)} images and {len(found.tables)} table(s) ({shown(found.tables[0])}), and "
             "which of them is meant is not clear; give the table itself, or move it out",
         )
-    if found.images:
-        return _of_images(config, found, show_progress)
-    is_of_tables = found.tables or found.archives or {".csv", ".json", ".jsonl"} & found.others.keys()
-    if not is_of_tables and not found.metadata:
-        there = f", only {found.not_read()}" if found.others else ""
-        raise _refusal(config, f"the folder holds no images{there}")
-    return _by_datasets(config, show_progress)
+    if found.tables:
+        return None
+    members = Members(found.path, config)
+    given = [*found.images]
+    try:
+        found = members.open(found, is_one_file)
+    except ValueError as error:
+        raise _refusal(config, str(error)) from error
+    is_one_image = is_one_file and [*found.images] == given
+    return _of_images(config, found, members, show_progress) if found.images and not is_one_image else None
 
 
 def _is_described(path: Path) -> bool:
@@ -149,100 +174,34 @@ def _cut(config: DataConfig, lengths: dict[str, int], part_of: Callable[[str], A
     return dataset
 
 
-def _of_images(config: DataConfig, found: FolderOfImages, show_progress: bool) -> Loaded:
-    tables, remarks = _tables(config, found)
+def _of_images(config: DataConfig, found: FolderOfImages, members: Members, show_progress: bool) -> Loaded:
+    """The images of a folder, and those that its files hold."""
+    try:
+        tables, remarks, labels_are_splits = tables_of(found, members, config)
+    except ValueError as error:
+        raise _refusal(config, str(error)) from error
     dataset = _cut(config, {split: len(table) for split, table in tables.items()}, lambda name: tables[name])
     others = {split: len(table) for split, table in tables.items() if split not in config.split}
     in_others = [f"{count} image(s) of the split {split}" for split, count in others.items()]
     not_read = found.not_read(*in_others)
-    remark = "; ".join([*([f"not read: {not_read}"] if not_read else []), *remarks])
+    remark = "; ".join([*([f"not read: {not_read}"] if not_read else []), *members.notes, *remarks])
     kinds = {name: str(kind) for name, kind in dataset.features.items()}
-    rows = dataset.to_list()
+    rows, column = dataset.to_list(), dataset.column_names[0]
+    loaded = Loaded(dataset, "", found.path, remark, fetch=members.fetch, has_labels=not labels_are_splits)
     if not config.streaming:
-        states = [found.images.get(row["image"], ()) for row in rows]
-        return Loaded(dataset, _hash([kinds, rows, states]), found.path, remark)
-    paths = [found.path / image for image, state in found.images.items() if state]
-    source = _hash([config.split, kinds, rows, content_of(paths, show_progress)])
+        states = [found.images.get(row[column], ()) for row in rows]
+        return replace(loaded, source=_hash([kinds, rows, states]))
+    paths = dict.fromkeys(members.file_of(image) for image, state in found.images.items() if state)
+    source = _hash([config.split, kinds, rows, content_of([*paths], show_progress)])
     # As datasets streams a folder, so that a run that began so goes on with the same samples.
     features = datasets.Features(dataset.features)
     stream = datasets.IterableDataset.from_generator(_each, gen_kwargs={"rows": tuple(rows)}, features=features)
-    return Loaded(stream, source, found.path, remark, lambda: _source_before(config, found.path, rows))
+    before = (lambda: None) if column != "image" else lambda: _source_before(config, found.path, rows)
+    return replace(loaded, dataset=stream, source=source, source_before=before)
 
 
 def _each(rows: tuple[dict[str, Any], ...]) -> Iterator[dict[str, Any]]:
     yield from rows
-
-
-def _tables(config: DataConfig, found: FolderOfImages) -> tuple[dict[str, datasets.Dataset], list[str]]:
-    """A data set for each split, and remarks."""
-    if found.metadata:
-        return _described_tables(config, found)
-    splits, remarks = splits_of(list(found.images)), list[str]()
-    everywhere = dict(zip(found.images, classes_of(list(found.images)) or (), strict=False))
-    classes = {
-        split: [everywhere[path] for path in paths] if everywhere else classes_of(paths)
-        for split, paths in splits.items()
-    }
-    names = sorted({name for labels in classes.values() for name in labels or ()})  # the same in all splits
-    tables = {}
-    for split, paths in splits.items():
-        columns: dict[str, Any] = {"image": paths}
-        features: dict[str, Any] = {"image": datasets.Value("string")}
-        labels = classes[split]
-        if labels is not None:
-            number = {name: index for index, name in enumerate(names)}
-            columns["label"], features["label"] = [number[name] for name in labels], datasets.ClassLabel(names=names)
-        elif any("/" in path for path in paths) and len({path.count("/") for path in paths}) > 1:
-            remarks.append("the folders are not taken for classes, since images lie at different depths")
-        tables[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    as_classes = [name for name in names if name in ("train", "test", "val", "validation")]
-    if as_classes and len(splits) == 1:
-        remarks.append(f"{' and '.join(as_classes)}, among other folders, is taken for a class and not for a split")
-    return tables, remarks
-
-
-def _described_tables(config: DataConfig, found: FolderOfImages) -> tuple[dict[str, datasets.Dataset], list[str]]:
-    """Tables of the metadata files, whose column ``file_name`` says which image a row is of."""
-    by_split = splits_of([*found.images])
-    split_of = {path: split for split, paths in by_split.items() for path in paths}
-    parts: dict[str, list[pa.Table]] = {}
-    described = set[str]()
-    for file in found.metadata:
-        table = _read_metadata(config, found.path / file)
-        below = PurePosixPath(file).parent
-        paths = [(below / str(name)).as_posix() for name in table["file_name"].to_pylist()]
-        if outside := next((path for path in paths if path.startswith("/") or ".." in path.split("/")), None):
-            raise _refusal(config, f"{shown(file)} names {shown(outside)!r}, which is not in its folder")
-        described.update(paths)
-        names = [name for name in table.column_names if name not in ("file_name", "image")]
-        table = table.select(names).add_column(0, "image", pa.array(paths, pa.string()))
-        splits = [split_of.get(path, next(iter(by_split))) for path in paths]
-        for name in dict.fromkeys(splits):
-            here = [index for index, split in enumerate(splits) if split == name]
-            parts.setdefault(name, []).append(table.take(pa.array(here)))
-    try:
-        tables = {
-            split: datasets.Dataset(pa.concat_tables(part, promote_options="permissive"))
-            for split, part in parts.items()
-        }
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise _refusal(config, f"{', '.join(found.metadata)} do not go together: {_one_line(error)}") from error
-    left = len(found.images.keys() - described)
-    return tables, [f"not read: {left} image(s) that {', '.join(found.metadata)} does not name"] if left else []
-
-
-def _read_metadata(config: DataConfig, file: Path) -> pa.Table:
-    try:
-        if file.suffix == ".csv":
-            options = pyarrow.csv.ParseOptions(newlines_in_values=True)
-            table = pyarrow.csv.read_csv(file, parse_options=options)
-        else:
-            table = pyarrow.json.read_json(file) if file.suffix == ".jsonl" else pyarrow.parquet.read_table(file)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _refusal(config, f"{shown(file)} cannot be read: {_one_line(error)}") from error
-    if "file_name" not in table.column_names or not len(table):
-        raise _refusal(config, f"{shown(file)} has no column file_name with rows, only {table.column_names}")
-    return table
 
 
 def _by_datasets(config: DataConfig, show_progress: bool) -> Loaded:

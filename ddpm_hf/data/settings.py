@@ -17,14 +17,16 @@ class DataConfig:
     """The images to train on.
 
     Args:
-        name: "digits" (the embedded 8x8 digits), a parquet file, a folder of images or of save_to_disk, or the id of a
-            Hub data set.
+        name: "digits" (the embedded 8x8 digits), a folder of images, a zip or tar of them, parquet, .npy, .npz, a TIFF
+            of several pages, what save_to_disk left, or the id of a Hub data set.
         config: Configuration of the data set, if it has several.
         split: The part of the data set to train on, such as "train" or "train[:1000]".
         revision: Branch, tag or commit of a Hub data set.
         image_column: Column of images, of their bytes or paths, or of arrays; null chooses the only one of such a type.
         label_column: Column of class labels, 0 or more, or text; null chooses the only one of the type ClassLabel, if
             there is one.
+        layout: Axes of one image in arrays of numbers, height H, width W and channels C; null takes (H, W, C) where the
+            last of three is 1, 3 or smaller than both others, and else (C, H, W) where the first one is.
         channels: Number of channels; 1 (grey) and 3 (RGB) become each other, all others must be there. null keeps the
             number of the first image.
         alpha: What becomes of transparency: composite lays images on the background, channel keeps opacity as the last
@@ -53,6 +55,7 @@ class DataConfig:
     revision: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    layout: Literal["HW", "HWC", "CHW"] | None = None
     channels: int | None = None
     alpha: Alpha = "composite"
     background: str = "white"

@@ -117,7 +117,7 @@ def load_cached_images(config: DataConfig, show_progress: bool = False) -> Image
     folder = config.cache_dir or Path(HF_HOME) / "ddpm_hf" / "images"
     cached = cached_images(rows, loaded.source, _transform(config), folder, config.on_corrupt, show_progress)
 
-    labels, num_classes = cached.labels, num_classes_of(rows)
+    labels, num_classes = (cached.labels, num_classes_of(rows)) if loaded.has_labels else (None, None)
     if labels is not None:
         unlabelled = int((labels < 0).sum())
         if unlabelled == len(labels) and config.label_column is None:
@@ -163,8 +163,8 @@ def treatment_of(config: DataConfig, seen: dict[str, Any], shape: tuple[int, ...
 def _stream(config: DataConfig, show_progress: bool) -> StreamedImages:
     loaded = load(config, show_progress)
     rows = rows_of(config, loaded)
-    num_classes = num_classes_of(rows)
-    if rows.label_column is not None and num_classes is None:
+    num_classes = num_classes_of(rows) if loaded.has_labels else None
+    if rows.label_column is not None and num_classes is None and loaded.has_labels:
         raise ValueError(
             f"data.label_column {rows.label_column!r} of {config.name!r} holds plain integers, whose number of classes "
             "is not known in a stream; give data.streaming false, or a column of the type ClassLabel"

@@ -141,11 +141,14 @@ def test_folders_without_a_clear_set_of_images_are_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("a.zip", r"it is a packed file \(\.zip\); unpack it"),
-        ("a.tar.gz", r"it is a packed file \(\.gz\); unpack it"),
+        ("a.zip", r"a\.zip is no whole zip file \(File is not a zip file\); fetch it again"),
+        ("a.tar.gz", r"a\.tar\.gz is no whole tar file \(.*\); fetch it again"),
+        ("a.7z", r"it is a packed file \(\.7z\) of a kind that is not read; unpack it"),
         ("a.png", "it is one image; give the folder"),
-        ("a.npy", "it is a file that ends in '.npy'; give a folder of images, or parquet"),
-        ("a", "it is a file that ends in 'nothing'"),
+        ("a.tif", "it is one image; give the folder"),
+        ("a.npy", r"a\.npy is no array of numpy"),
+        ("a.npz", r"a\.npz is no whole \.npz file"),
+        ("a", "it is a file that ends in 'nothing'; give a folder of images, a zip or tar of them, .npy, .npz"),
     ],
 )
 def test_files_that_are_no_data_set_are_called_what_they_are(tmp_path: Path, name: str, said: str) -> None:
