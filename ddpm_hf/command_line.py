@@ -264,8 +264,10 @@ class _Parser(ArgumentParser):
                 is_value = bool(values) and (values[0].lower() in ("true", "false") or not self.has_positionals)
                 words.append(f"{word}={values[0] if is_value else 'true'}")
                 position += is_value
-            elif get_origin(types.get(word)) is list and not (len(values) == 1 and values[0].startswith("[")):
-                words.append(f"{word}={json.dumps(values)}")
+            elif (inner := _entries_of(types.get(word))) and not (
+                len(values) == 1 and (values[0].startswith("[") or values[0] == "null")
+            ):
+                words.append(f"{word}=[{','.join(values)}]" if inner is int else f"{word}={json.dumps(values)}")
                 position = stop
             else:
                 words.append(word)
@@ -287,6 +289,12 @@ class _Parser(ArgumentParser):
 def _type_of(action: argparse.Action) -> Any:
     """The type of a setting; None of what is none."""
     return getattr(action, "_typehint", None) or action.type
+
+
+def _entries_of(kind: Any) -> Any:
+    """The type of the entries of a list, which may also be null; None of any other type."""
+    lists = [one for one in get_args(kind) if one is not NoneType] if NoneType in get_args(kind) else [kind]
+    return get_args(lists[0])[0] if len(lists) == 1 and get_origin(lists[0]) is list else None
 
 
 def _is_required(field: Any) -> bool:

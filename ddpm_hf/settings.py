@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def check(condition: bool, name: str, value: object, expected: str) -> None:
@@ -89,6 +89,9 @@ def as_ints(name: str, values: Any) -> list[int]:
         raise ValueError(f"{name} holds more than {MOST_INTEGERS:,} integers; give fewer at a time.")
     return [as_int(f"an entry of {name}", value) for value in (values.tolist() if is_row else values)]
 
+
+ColourMap = Literal["viridis", "magma", "inferno", "cividis", "turbo"]
+"""Colours for one channel, by matplotlib's names."""
 
 MOST_INTEGERS = 10_000_000
 

@@ -78,12 +78,14 @@ class Example:
         loud: A switch.
         kinds: A list.
         number: A number.
+        channels: A list of numbers, or none.
     """
 
     name: str
     loud: bool = False
     kinds: list[Literal["a", "b"]] = field(default_factory=list)
     number: int = 0
+    channels: list[int] | None = None
 
 
 def parse(*argv: str) -> Example:
@@ -120,6 +122,14 @@ def test_a_list_is_given_word_by_word_or_as_yaml(argv: list[str]) -> None:
     assert parse(*argv, "--name", "x").kinds == ["a", "b"]
 
 
+@pytest.mark.parametrize("argv", [["2", "0"], ["2,0"], ["[2, 0]"], ["[2,0]"]])
+def test_a_list_of_numbers_is_given_word_by_word_with_commas_or_as_yaml(argv: list[str]) -> None:
+    assert parse("--name", "x", "--channels", *argv).channels == [2, 0]
+    assert parse("--channels", *argv, "--name", "x").channels == [2, 0]
+    assert parse("--channels", "7", "--name", "x").channels == [7]
+    assert parse("--channels", "null", "--name", "x").channels is None
+
+
 def test_help_shows_a_switch_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("--help")
@@ -134,6 +144,7 @@ def test_help_shows_a_switch_as_it_is_typed(capsys: pytest.CaptureFixture[str]) 
         (["--kinds", "a", "c"], "kinds was given 'c' and takes one of ['a', 'b']"),
         (["--number", "1.5"], "number was given '1.5' and takes int"),
         (["--number", "true"], "number was given 'True' and takes int"),
+        (["--channels", "1.5"], "channels was given '1.5' and takes int"),
         (["--nam", "y"], "the nearest one is 'name'"),
     ],
 )

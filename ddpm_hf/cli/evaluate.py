@@ -1,6 +1,7 @@
 """From images to scores: FID, KID, Inception score, precision and recall, density and coverage; and a model's bits/dim.
 
     ddpm-hf-evaluate --samples samples --reference uoft-cs/cifar10 --output scores
+    ddpm-hf-evaluate --samples samples --reference digits --extractor digits --held_out_split test --output scores
     ddpm-hf-evaluate --compare samples-50 samples-100 --reference digits --extractor digits --output scores
     ddpm-hf-evaluate --model runs/digits --metrics bits_per_dim --reference digits --reference_split test --output bits
 
@@ -8,21 +9,24 @@
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ddpm_hf.command_line import ending_in_one_sentence, parse_settings
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.metrics.table import (
+    HELD_OUT,
     IN_COMMAND,
     METRICS,
     OF_FILES,
+    RATIO,
     CommandMetric,
     check_weights_of,
     fewest_images,
     metrics_in_help,
 )
+from ddpm_hf.settings import ColourMap
 
 
 @metrics_in_help(IN_COMMAND)
@@ -38,12 +42,19 @@ class EvaluateConfig:
             Hub id.
         compare: Several sets of generated images, in place of --samples, to be compared in one table.
         metrics: Metrics to compute: {metrics}. bits_per_dim cannot be combined with others and needs --model.
+        held_out_split: Split of the reference data set, or of held_out, that was not trained on. As many of its images
+            as there are samples are scored too, as an estimate of a perfect model's scores; and a test tells whether
+            the samples are copies of the reference, which must then be the training images. Adds authenticity.
+        held_out: Such images in a data set of their own, as for reference; their split is held_out_split, or train.
         model: The folder or Hub id of the pipeline whose bits_per_dim is computed.
         likelihood: How bits_per_dim is computed: bound (every term of the variational bound), estimate (an unbiased
             estimate of it from a few terms), or ode (the likelihood of the probability-flow ODE).
-        extractor: Feature network of the metrics: inception, dinov2, vgg16, digits, a TorchScript file from uint8
-            images to features, or the folder or Hub id of a vision transformer.
+        extractor: Feature network of the metrics: inception, dinov2, vgg16, digits, pixels (no network: the values
+            themselves, of any channels and type), a TorchScript file from uint8 images to features, or the folder or
+            Hub id of a vision transformer.
         extractor_weights: File of the feature network's weights, in place of the default one.
+        extractor_channels: Channels that the feature network sees, from 0 and in this order, such as [3,2,1]; null
+            shows it all of them.
         num_images: Number of samples to score, from the first one; null scores all.
         reference_config: Configuration of the reference data set, if it has several.
         reference_split: Split of the reference data set, such as train[:10000].
@@ -55,6 +66,9 @@ class EvaluateConfig:
             largest.
         reference_resolution: Then resize reference images to a square of this side; null keeps their size.
         reference_resize_filter: Filter for resizing; all of them antialias.
+        shown_channels: Channels that nearest.png shows, from 0: one as grey, two as magenta and green, three as red,
+            green and blue. null: all of up to three, else the first three.
+        colour_map: Colours in which nearest.png shows a single channel; null is grey.
         bootstrap: Number of bootstrap sets, from which the standard error of each score is computed; 0: no errors.
         batch_size: Images whose features are computed at once by each process.
         save_statistics: Write the reference's mean and covariance to this .npz file, in pytorch-fid's layout.
@@ -68,10 +82,13 @@ class EvaluateConfig:
     samples: str | None = None
     compare: list[str] = field(default_factory=list)
     metrics: list[CommandMetric] = field(default_factory=lambda: ["fid", "precision_recall"])
+    held_out_split: str | None = None
+    held_out: str | None = None
     model: str | None = None
     likelihood: Literal["bound", "estimate", "ode"] = "bound"
     extractor: str = "inception"
     extractor_weights: Path | None = None
+    extractor_channels: list[int] | None = None
     num_images: int | None = None
     reference_config: str | None = None
     reference_split: str = "train"
@@ -81,6 +98,8 @@ class EvaluateConfig:
     reference_center_crop: bool | int = False
     reference_resolution: int | None = None
     reference_resize_filter: Literal["lanczos", "bicubic", "bilinear", "box", "hamming"] = "lanczos"
+    shown_channels: list[int] | None = None
+    colour_map: ColourMap | None = None
     bootstrap: int = 20
     batch_size: int = 64
     save_statistics: Path | None = None
@@ -96,6 +115,13 @@ class EvaluateConfig:
             )
         if not self.is_of_a_model and (self.samples is None) == (not self.compare):
             raise ValueError("give the images either by --samples ONE or by --compare SEVERAL")
+        if self.is_of_a_model and self.has_held_out:
+            raise ValueError(
+                "held_out and held_out_split are for samples, and bits_per_dim scores a --model; give the images that "
+                "it was not trained on by --reference and --reference_split"
+            )
+        if taken := {HELD_OUT, RATIO}.intersection(self.sets):
+            raise ValueError(f"{taken.pop()} is a name in the results and cannot be that of samples; give ./ before it")
         if not self.metrics:
             raise ValueError(f"metrics is empty; give some of {', '.join(OF_FILES)}")
         if self.threads is not None and self.threads < 1:
@@ -105,7 +131,7 @@ class EvaluateConfig:
         if self.bootstrap < 0 or self.bootstrap == 1:
             raise ValueError(f"bootstrap is {self.bootstrap} and must be 0 or at least 2")
         check_weights_of(self.extractor, self.extractor_weights)
-        fewest = fewest_images(self.metrics)
+        fewest = fewest_images(self.scored)
         if self.num_images is not None and self.num_images < fewest:
             raise ValueError(f"num_images is {self.num_images}, and the metrics need at least {fewest}")
         if self.save_statistics is not None and self.save_statistics.suffix != ".npz":
@@ -117,6 +143,16 @@ class EvaluateConfig:
         return any(METRICS[name].needs_model for name in self.metrics)
 
     @property
+    def has_held_out(self) -> bool:
+        """Whether there are images that were not trained on."""
+        return self.held_out is not None or self.held_out_split is not None
+
+    @property
+    def scored(self) -> list[str]:
+        """Metrics to compute, with those that held-out images add."""
+        return [*self.metrics, *(["authenticity"] if self.has_held_out and "authenticity" not in self.metrics else [])]
+
+    @property
     def sets(self) -> list[str]:
         """Names of the sets of samples."""
         return self.compare or [str(self.samples)]
@@ -126,6 +162,14 @@ class EvaluateConfig:
         prefix = "reference_"
         options = {name.removeprefix(prefix): value for name, value in vars(self).items() if name.startswith(prefix)}
         return DataConfig(name=self.reference, **options)
+
+    def held_out_data(self) -> DataConfig:
+        """The held-out images in the terms of training, transformed as the reference is."""
+        of_reference = self.reference_data()
+        if self.held_out is None:
+            return replace(of_reference, split=str(self.held_out_split))
+        split = self.held_out_split or "train"
+        return replace(of_reference, name=self.held_out, config=None, revision=None, split=split)
 
 
 @ending_in_one_sentence()

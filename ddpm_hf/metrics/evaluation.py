@@ -10,10 +10,7 @@ from ddpm_hf.metrics.base import ImageMetric
 from ddpm_hf.metrics.extractors import Extractor
 from ddpm_hf.metrics.memorisation import CopyingTest, copying_test
 from ddpm_hf.metrics.reference import Statistics
-from ddpm_hf.metrics.table import Metric, rows_of
-
-SAMPLES, HELD_OUT, RATIO = "samples", "held_out", "ratio"
-"""In results of a training run: the images drawn, real ones that were not trained on, and the first over the second."""
+from ddpm_hf.metrics.table import HELD_OUT, RATIO, Metric, rows_of
 
 
 @dataclass(frozen=True)
@@ -51,15 +48,27 @@ class Results:
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
-        """Score -> set -> value; where there are samples and held-out images, also "ratio", the former over these."""
-        scores = {
-            name: {of: found[name].value for of, found in self.sets.items() if name in found} for name in self.names
+        """Score -> set -> value; where there are held-out images, also the `ratios` to theirs."""
+        sets = {of: {name: score.value for name, score in found.items()} for of, found in self.sets.items()}
+        return {
+            name: {of: found[name] for of, found in (sets | self.ratios).items() if name in found}
+            for name in self.names
         }
-        for entry in scores.values():
-            # The kernel distance of equal distributions lies about zero.
-            if SAMPLES in entry and entry.get(HELD_OUT, 0) > 0:
-                entry[RATIO] = entry[SAMPLES] / entry[HELD_OUT]
-        return scores
+
+    @property
+    def ratios(self) -> dict[str, dict[str, float]]:
+        """Score -> value over that of the held-out images, under the key "ratio", or "ratio SET" of several sets."""
+        of_held_out, samples = self.of(HELD_OUT), [name for name in self.sets if name != HELD_OUT]
+        if not of_held_out:
+            return {}
+        return {
+            RATIO if len(samples) == 1 else f"{RATIO} {name}": {
+                score: value / of_held_out[score]
+                for score, value in self.of(name).items()
+                if of_held_out.get(score, 0) > 0  # the kernel distance of equal distributions lies about zero
+            }
+            for name in samples
+        }
 
     @property
     def names(self) -> list[str]:
@@ -97,6 +106,7 @@ class Evaluation:
         extractor: The feature network.
         real: Features ``(M, D)`` of the real images, or their statistics.
         bootstrap: Sets drawn anew for the errors; 0 gives none.
+        notes: What a reader must know of the features.
 
     Raises:
         ValueError: a metric needs the real images where only their statistics are given, or class scores that the
@@ -104,11 +114,16 @@ class Evaluation:
     """
 
     def __init__(
-        self, metrics: Sequence[str], extractor: Extractor, real: Tensor | Statistics, bootstrap: int = 0
+        self,
+        metrics: Sequence[str],
+        extractor: Extractor,
+        real: Tensor | Statistics,
+        bootstrap: int = 0,
+        notes: Sequence[str] = (),
     ) -> None:
         self.extractor, self.bootstrap, self._real = extractor, bootstrap, real
         self.reference_images = None if isinstance(real, Statistics) else len(real)
-        self._notes: dict[str, None] = {}
+        self._notes: dict[str, None] = dict.fromkeys(notes)
         self._metrics = [(row, self._with_reference(row, real)) for row in rows_of(metrics)]
 
     def _with_reference(self, row: Metric, real: Tensor | Statistics) -> ImageMetric:

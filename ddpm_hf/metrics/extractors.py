@@ -1,6 +1,8 @@
 """Feature networks by name: where their weights come from, whether a file holds them, and how images go in."""
 
+import hashlib
 import io
+import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +49,17 @@ SOURCES = {
 DINOV2 = "facebook/dinov2-large"
 """The network of Stein et al. (2023), ViT-L/14, on the Hub."""
 
-NAMES = ("digits", *SOURCES, "dinov2")
+NAMES = ("digits", "pixels", *SOURCES, "dinov2")
+
+RGB = (1, 3)
+"""The numbers of channels of images for a network of colour photographs: grey is repeated."""
 
 
 class Extractor(nn.Module):
     """Images, uint8 ``(N, C, H, W)``, to features, float32 ``(N, D)``; frozen.
+
+    ``channels`` are the numbers of channels that it takes; None where it takes any, or says so itself. One that
+    ``takes_any_values`` is given float32 in [-1, 1] in place of uint8. `ddpm_hf.metrics.intake` sees to both.
 
     Args:
         name: Name that the user gave.
@@ -59,6 +67,8 @@ class Extractor(nn.Module):
     """
 
     has_classes = False
+    channels: tuple[int, ...] | None = None
+    takes_any_values = False
 
     def __init__(self, name: str, sha256: str) -> None:
         super().__init__()
@@ -112,6 +122,8 @@ def load_extractor(name: str, weights: Path | None = None) -> Extractor:
     check_weights_of(name, weights)
     if name == "digits":
         return _Digits(name, sha256_of(WEIGHTS))
+    if name == "pixels":
+        return _Pixels(name, hashlib.sha256(f"{_Pixels.__doc__}".encode()).hexdigest())
     if name in SOURCES:
         path = weights or Path(HF_HOME) / "ddpm_hf" / "weights" / SOURCES[name].file
         sha256 = _checked(name, path, SOURCES[name])
@@ -169,6 +181,7 @@ def _rgb(images: Tensor) -> Tensor:
 
 class _Digits(Extractor):
     has_classes = True
+    channels = (1,)
 
     def __init__(self, name: str, sha256: str) -> None:
         super().__init__(name, sha256)
@@ -182,10 +195,28 @@ class _Digits(Extractor):
         return self.network.logits(features)
 
 
+class _Pixels(Extractor):
+    """The values themselves, in means over areas: at most 1,024 numbers an image, in [-1, 1]."""
+
+    takes_any_values = True
+
+    def forward(self, images: Tensor) -> Tensor:
+        channels, height, width = images.shape[1:]
+        factor = min(1, math.sqrt(MOST_PIXELS / (channels * height * width)))
+        rows = max(1, min(int(height * factor), MOST_PIXELS // channels))
+        columns = max(1, min(int(width * factor), MOST_PIXELS // (channels * rows)))
+        return F.adaptive_avg_pool2d(images, (rows, columns)).flatten(1)
+
+
+MOST_PIXELS = 1024
+"""So that FID's covariance stays small, and some thousand images are enough for it."""
+
+
 class _Inception(Extractor):
     """With TensorFlow 1's bilinear resize, which does not smooth, as in the FID's first code."""
 
     has_classes = True
+    channels = RGB
 
     def __init__(self, name: str, sha256: str, path: Path) -> None:
         super().__init__(name, sha256)
@@ -235,6 +266,8 @@ class _Scripted(Extractor):
 class _VGG16(_Scripted):
     """NVIDIA's file resizes by itself; its features are the 4096 numbers before the classes."""
 
+    channels = RGB
+
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.network(_rgb(images), return_features=True)
         return features.float()
@@ -242,6 +275,8 @@ class _VGG16(_Scripted):
 
 class _Transformer(Extractor):
     """The class token of a vision transformer, of images resized and normalised as Stein et al. (2023) do."""
+
+    channels = RGB
 
     def __init__(self, name: str, sha256: str, folder: Path) -> None:
         super().__init__(name, sha256)

@@ -75,6 +75,11 @@ def nearest(points: Tensor, among: Tensor, count: int, block_bytes: int = BLOCK_
     return torch.cat(found)
 
 
+def distances(point: Tensor, points: Tensor) -> Tensor:
+    """From a point ``(D,)`` to each of the points ``(N, D)``, float64 ``(N,)``."""
+    return (points.double() - point.double()).square().sum(dim=1).sqrt()
+
+
 def _blocks(a: Tensor, b: Tensor, block_bytes: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Rows of a; their squared distances to all of b, nearly; and by how much these may be wrong at most."""
     centre = b.mean(dim=0, dtype=torch.float64)  # a common shift changes no distance, and small numbers cancel less

@@ -21,13 +21,15 @@ from ddpm_hf.files import SEAL, remove_temporaries, written_whole
 from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.metrics.extractors import Extractor
 from ddpm_hf.metrics.frechet import check_gaussian, mean_and_covariance
+from ddpm_hf.metrics.intake import AS_THEY_ARE, Intake
 
+EIGHT_BITS = "8 bits with all channels"
 DAY = 24 * 60 * 60
 logger = logging.getLogger(__name__)
 
 
 def fingerprint_of(images: Tensor) -> str:
-    """SHA-256 of the shape and bytes of images, uint8 ``(N, C, H, W)``."""
+    """SHA-256 of the shape and bytes of images ``(N, C, H, W)``."""
     digest = hashlib.sha256(str(tuple(images.shape)).encode())
     digest.update(images.contiguous().numpy().data)
     return digest.hexdigest()
@@ -45,6 +47,7 @@ class FeatureExtraction:
         batch_size: Images computed at once.
         cache_dir: Where `kept` keeps them; ``ddpm_hf/features`` of HF_HOME when None.
         show_progress: A bar.
+        intake: What the extractor sees of the images.
     """
 
     extractor: Extractor
@@ -52,18 +55,21 @@ class FeatureExtraction:
     batch_size: int = 64
     cache_dir: Path | None = None
     show_progress: bool = False
+    intake: Intake = AS_THEY_ARE
 
     def kept(self, images: Tensor, fingerprint: str) -> Tensor:
         """Features of images that will be used again: from the file of an earlier call, or computed and saved.
 
         Args:
-            images: uint8 ``(N, C, H, W)``.
-            fingerprint: Changes with the images. The file is named by it and the hash of the extractor's weights.
+            images: ``(N, C, H, W)`` of the type of the intake's format.
+            fingerprint: Changes with the images. The file is named by it, by what the extractor sees of them and by the
+                hash of its weights.
 
         Raises:
             ValueError: as `of`.
         """
-        key = hashlib.sha256(f"{fingerprint} {self.extractor.sha256} {self.batch_size}".encode()).hexdigest()
+        named = f"{fingerprint} {self.extractor.sha256} {self.batch_size}{self.intake.key}"
+        key = hashlib.sha256(named.encode()).hexdigest()
         path = (self.cache_dir or Path(HF_HOME) / "ddpm_hf" / "features") / f"{key}.safetensors"
         # Another run may write the file at any time, so one process looks, for all of them.
         found = _read_features(path) if self.accelerator.is_main_process else None
@@ -77,7 +83,7 @@ class FeatureExtraction:
         return features
 
     def of(self, images: Tensor) -> Tensor:
-        """Features of images, uint8 ``(N, C, H, W)``.
+        """Features of images ``(N, C, H, W)`` of the type of the intake's format.
 
         Raises:
             ValueError: the extractor takes other images, or gives numbers that are not finite.
@@ -96,7 +102,7 @@ class FeatureExtraction:
     @torch.no_grad()
     def _of_batch(self, images: Tensor) -> Tensor:
         try:
-            features: Tensor = self.extractor(images.to(self.accelerator.device))
+            features: Tensor = self.extractor(self.intake(images.to(self.accelerator.device), self.extractor))
         except RuntimeError as error:  # of a network that was not made for such images
             reason, shape = str(error).strip().splitlines()[-1], tuple(images.shape[1:])
             raise ValueError(
@@ -114,17 +120,19 @@ class Statistics:
         covariance: float64 ``(D, D)``.
         extractor: SHA-256 of the weights of the network; None where the file does not say.
         image_shape: ``(C, H, W)`` of the images; None where the file does not say.
+        intake: The key of what the network saw of them; empty for 8-bit images as they are.
     """
 
     mean: Tensor
     covariance: Tensor
     extractor: str | None = None
     image_shape: tuple[int, ...] | None = None
+    intake: str = ""
 
     @classmethod
-    def of(cls, features: Tensor, extractor: Extractor, image_shape: tuple[int, ...]) -> "Statistics":
-        """Statistics of features ``(N, D)``."""
-        return cls(*mean_and_covariance(features), extractor.sha256, image_shape)
+    def of(cls, features: Tensor, features_of: FeatureExtraction, image_shape: tuple[int, ...]) -> "Statistics":
+        """Statistics of features ``(N, D)`` that were found so."""
+        return cls(*mean_and_covariance(features), features_of.extractor.sha256, image_shape, features_of.intake.key)
 
     @classmethod
     def load(cls, path: Path) -> "Statistics | None":
@@ -140,10 +148,11 @@ class Statistics:
                 mean, covariance = (torch.from_numpy(np.asarray(file[name], np.float64)) for name in ("mu", "sigma"))
                 extractor = str(file["extractor_sha256"]) if "extractor_sha256" in file else None
                 shape = tuple(file["image_shape"].tolist()) if "image_shape" in file else None
+                intake = str(file["intake"]) if "intake" in file else ""
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} cannot be read as an .npz of arrays: {error}") from error
         check_gaussian(mean, covariance, str(path))
-        return cls(mean, covariance, extractor, shape)
+        return cls(mean, covariance, extractor, shape, intake)
 
     def save(self, path: Path) -> None:
         """Write what pytorch-fid reads, and for `load` what the numbers are of."""
@@ -154,14 +163,18 @@ class Statistics:
                 sigma=self.covariance.numpy(),
                 extractor_sha256=np.array(self.extractor or ""),
                 image_shape=np.array(self.image_shape or ()),
+                intake=np.array(self.intake),
             )
 
-    def check(self, path: Path, extractor: Extractor, image_shape: tuple[int, ...], num_features: int) -> None:
+    def check(
+        self, path: Path, features_of: FeatureExtraction, image_shape: tuple[int, ...], num_features: int
+    ) -> None:
         """Refuse a comparison with features of another kind.
 
         Raises:
             ValueError: naming both.
         """
+        extractor = features_of.extractor
         if self.extractor and self.extractor != extractor.sha256:
             raise ValueError(
                 f"{path} is of the extractor with the SHA-256 {self.extractor[:12]}..., and {extractor.name} has "
@@ -169,6 +182,11 @@ class Statistics:
             )
         if self.image_shape and self.image_shape != image_shape:
             raise ValueError(f"{path} is of images of {self.image_shape}, and the samples are {image_shape}")
+        if self.extractor and self.intake != features_of.intake.key:
+            raise ValueError(
+                f"{path} is of images that the features saw as {self.intake or EIGHT_BITS}, and they see the samples "
+                f"as {features_of.intake.key or EIGHT_BITS}; use the same type, range and --extractor_channels"
+            )
         if len(self.mean) != num_features:
             raise ValueError(f"{path} has {len(self.mean)} features an image, and {extractor.name} {num_features}")
 

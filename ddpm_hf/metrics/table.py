@@ -145,6 +145,9 @@ IN_COMMAND = tuple(row.name for row in _ROWS if not row.needs_labels)
 OF_FILES = tuple(name for name in IN_COMMAND if not METRICS[name].needs_model)
 """Those that it computes of files of images."""
 
+SAMPLES, HELD_OUT, RATIO = "samples", "held_out", "ratio"
+"""Sets in results: images that a training run drew, real ones not trained on, and scores divided by those of these."""
+
 # The types of settings, which the command line checks and shows.
 if TYPE_CHECKING:
     CommandMetric: TypeAlias = str

@@ -11,15 +11,17 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ddpm_hf.data.sources import ImageData, ImageSource, load_cached_images
-from ddpm_hf.images import image_grid
-from ddpm_hf.metrics.evaluation import HELD_OUT, SAMPLES, Evaluation, Results, Score
+from ddpm_hf.images import Display, as_pictures, image_grid
+from ddpm_hf.metrics.evaluation import Evaluation, Results, Score
 from ddpm_hf.metrics.extractors import load_extractor
+from ddpm_hf.metrics.intake import Intake
 from ddpm_hf.metrics.reference import FeatureExtraction
 from ddpm_hf.metrics.results import SHOWN, nearest_picture, plain_table
-from ddpm_hf.metrics.table import METRICS, fewest_images
+from ddpm_hf.metrics.table import HELD_OUT, METRICS, SAMPLES, fewest_images
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import seed_from
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
+from ddpm_hf.settings import renamed
 from ddpm_hf.training.settings import Config
 
 
@@ -51,6 +53,9 @@ class SampleEvaluation:
         self._held_out: Tensor | None = None
         self._held_out_labels: Tensor | None = None
         self._data = data
+        self._display = Display(data.format, _as_tuple(settings.shown_channels), settings.colour_map)
+        with renamed({name: f"evaluation.{name}" for name in ("shown_channels", "colour_map")}):
+            self._display.check(data.shape[0])
         if settings.extractor is None:
             return
         if not isinstance(data, ImageData):
@@ -68,9 +73,14 @@ class SampleEvaluation:
                 f"need at least {fewest}"
             )
         extractor = load_extractor(settings.extractor, settings.extractor_weights).to(accelerator.device)
-        self._features = FeatureExtraction(extractor, accelerator, settings.batch_size, show_progress=show_progress)
+        intake = Intake(data.format, _as_tuple(settings.extractor_channels))
+        with renamed({"extractor_channels": "evaluation.extractor_channels"}):
+            intake.check(extractor, data.shape[0])
+        self._features = FeatureExtraction(
+            extractor, accelerator, settings.batch_size, show_progress=show_progress, intake=intake
+        )
         self._real = self._features.kept(data.images, data.fingerprint)
-        self._scorer = Evaluation(metrics, extractor, self._real)
+        self._scorer = Evaluation(metrics, extractor, self._real, notes=intake.notes(extractor, data.shape[0]))
         if settings.held_out_split is not None:
             held_out = load_cached_images(replace(config.data, split=settings.held_out_split))
             if len(held_out) < settings.num_images:
@@ -94,13 +104,15 @@ class SampleEvaluation:
         return [*config.evaluation.metrics, *(["accuracy"] if knows and not asked else [])]
 
     def draw(self, unet: UNet2DModel, num_images: int) -> Tensor:
-        """Images 0 .. num_images-1 of the run, uint8 ``(N, C, H, W)``; of classes 0, 1, 2, ... in turn."""
+        """Images 0 .. num_images-1 of the run, ``(N, C, H, W)`` in the data's format; of classes 0, 1, ... in turn."""
         settings = self._settings
         return sample_images(
             unet,
             self._sampler,
             range(self.first_seed, self.first_seed + num_images),
-            SamplingOptions(settings.eta, settings.guidance_scale, batch_size=settings.batch_size),
+            SamplingOptions(
+                settings.eta, settings.guidance_scale, batch_size=settings.batch_size, format=self._data.format
+            ),
             class_labels=self._labels_of(num_images),
             accelerator=self._accelerator,
             show_progress=self._show_progress,
@@ -116,7 +128,7 @@ class SampleEvaluation:
         columns = math.ceil(math.sqrt(len(shown)))
         if self._num_classes is not None and self._num_classes <= 16:
             columns = self._num_classes  # a column for each class
-        return image_grid(shown, columns, scale=max(1, 32 // images.shape[-1]))
+        return image_grid(as_pictures(shown, self._display), columns, scale=max(1, 32 // images.shape[-1]))
 
     def nearest(self, images: Tensor) -> Image | None:
         """A dozen of ``images``, each beside the training images nearest to it; None without a feature network.
@@ -126,10 +138,10 @@ class SampleEvaluation:
         if self._settings.extractor is None or not isinstance(self._data, ImageData):
             return None
         shown = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SHOWN]]
-        return nearest_picture(shown, self._features.of(shown), self._data.images, self._real)
+        return nearest_picture(shown, self._features.of(shown), self._data.images, self._real, self._display)
 
     def score(self, images: Tensor) -> Results:
-        """The scores of ``images``, uint8 ``(N, C, H, W)``; none if the settings name no feature network."""
+        """The scores of ``images``, as `draw` gives them; none if the settings name no feature network."""
         if self._settings.extractor is None:
             return Results(num_images={SAMPLES: len(images)})
         features = self._features.of(images)
@@ -158,6 +170,10 @@ class SampleEvaluation:
             f"{results.reference_images} training images, in the features of {results.extractor})"
             + "".join(f"\n{test}" for test in results.copying.values())
         )
+
+
+def _as_tuple(channels: list[int] | None) -> tuple[int, ...] | None:
+    return None if channels is None else tuple(channels)
 
 
 def first_image_seed(config: Config) -> int:

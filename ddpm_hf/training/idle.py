@@ -40,7 +40,7 @@ RULES: Final = (
     ),
     Rule(("training.p2_gamma",), lambda c: c.training.loss_weighting == "p2", "training.loss_weighting p2"),
     Rule(
-        ("evaluation.extractor_weights", "evaluation.metrics", "evaluation.best_by"),
+        ("evaluation.extractor_weights", "evaluation.extractor_channels", "evaluation.metrics", "evaluation.best_by"),
         lambda c: c.evaluation.extractor is not None,
         "evaluation.extractor",
     ),

@@ -17,9 +17,9 @@ from ddpm_hf.data.batches import Batch
 from ddpm_hf.files import remove_temporaries, write_json, write_text, written_whole
 from ddpm_hf.images import save_png
 from ddpm_hf.launch import StopSignal, decided_by_main
-from ddpm_hf.metrics.evaluation import HELD_OUT, SAMPLES, Results
+from ddpm_hf.metrics.evaluation import Results
 from ddpm_hf.metrics.figures import save_curve, save_losses
-from ddpm_hf.metrics.table import SCORES, ScoreKind
+from ddpm_hf.metrics.table import HELD_OUT, SAMPLES, SCORES, ScoreKind
 from ddpm_hf.randomness import seed_from
 from ddpm_hf.settings import flat
 from ddpm_hf.training.checkpoints import SaveError, averages_of, save_pipeline

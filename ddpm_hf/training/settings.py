@@ -22,7 +22,7 @@ from ddpm_hf.metrics.table import (
 from ddpm_hf.models.network_sizes import FOLLOWING, followed, follows
 from ddpm_hf.models.unet_2d_config import check_config
 from ddpm_hf.sampling.samplers import SamplerName, TimestepSpacing, check_sampler
-from ddpm_hf.settings import check, check_seed, flat, named, plain, renamed
+from ddpm_hf.settings import ColourMap, check, check_seed, flat, named, plain, renamed
 from ddpm_hf.training.choices import LR_SCHEDULES, OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -145,9 +145,12 @@ class EvaluationConfig:
 
     Args:
         metrics: Metrics that compare the images with all the training images: {metrics}.
-        extractor: Feature network of the metrics: digits (for the embedded digits), inception, dinov2, vgg16, a
-            TorchScript file, or the folder or Hub id of a vision transformer. null: no scores.
+        extractor: Feature network of the metrics: digits (for the embedded digits), inception, dinov2, vgg16, pixels
+            (no network: the values themselves, of any channels and type), a TorchScript file, or the folder or Hub id
+            of a vision transformer. null: no scores.
         extractor_weights: File of the feature network's weights, in place of the default one.
+        extractor_channels: Channels that the feature network sees, from 0 and in this order, such as [3,2,1]; null
+            shows it all of them.
         held_out_split: Split that is not trained on. As many of its images as are drawn are scored too, as an estimate
             of a perfect model's scores. null: no such scores.
         loss_every: Steps between two looks at the loss on as many images of held_out_split, always with the same noise;
@@ -162,6 +165,9 @@ class EvaluationConfig:
         guidance_scale: Scale of classifier-free guidance, for models trained with label_dropout; 1 is no guidance.
         batch_size: Images drawn at a time, per process.
         grid_images: Number of images in a grid of samples.
+        shown_channels: Channels that pictures show, from 0: one as grey, two as magenta and green, three as red, green
+            and blue. null: all of up to three, else the first three.
+        colour_map: Colours in which pictures show a single channel; null is grey.
         every: Steps between two rounds of drawing and scoring during training; the weights with the best score are kept
             in best/, and samples/fid.png (named after the score) shows all rounds. null: scores at the end only.
         best_by: Score by which the best weights are chosen; one of those that evaluation.metrics give.
@@ -170,6 +176,7 @@ class EvaluationConfig:
     metrics: list[TrainingMetric] = field(default_factory=lambda: ["fid", "precision_recall"])
     extractor: str | None = None
     extractor_weights: Path | None = None
+    extractor_channels: list[int] | None = None
     held_out_split: str | None = None
     loss_every: int | None = None
     num_images: int = 500
@@ -180,6 +187,8 @@ class EvaluationConfig:
     guidance_scale: float = 1.0
     batch_size: int = 128
     grid_images: int = 64
+    shown_channels: list[int] | None = None
+    colour_map: ColourMap | None = None
     every: int | None = None
     best_by: ScoreName = "fid"
 

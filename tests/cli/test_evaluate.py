@@ -18,11 +18,13 @@ from torch import Tensor
 
 from ddpm_hf import DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 from ddpm_hf.cli import evaluate
+from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images
-from ddpm_hf.images import save_png, to_pil
+from ddpm_hf.images import CAPTION, save_png, to_pil
 from ddpm_hf.metrics import DigitsFeatures, frechet_distance, manifolds
 from ddpm_hf.metrics.bits_per_dim import bits_per_dim
+from ddpm_hf.metrics.memorisation import copying_test
 from ddpm_hf.metrics.results import nearest_picture
 from tests.runs import Fault, Started
 
@@ -163,11 +165,112 @@ def test_a_sample_learnt_by_heart_stands_beside_itself() -> None:
     network = DigitsFeatures.load()
     fake = REAL[40:45]
     picture = np.asarray(nearest_picture(fake, network(fake), REAL, network(REAL)))
-    column, rows = 33, range(0, 5 * 33, 33)
-    assert picture.shape == (5 * 33 - 1, 9 * 33 - 1)
+    column, pitch = 33, 33 + CAPTION
+    rows = range(0, 5 * pitch, pitch)
+    assert picture.shape == (5 * pitch - 1, 9 * 33 - 1)
     for row in rows:
         assert np.array_equal(picture[row : row + 32, :32], picture[row : row + 32, 2 * column : 2 * column + 32])
         assert not np.array_equal(picture[row : row + 32, :32], picture[row : row + 32, 3 * column : 3 * column + 32])
+
+
+HELD_OUT = ("--held_out_split", "test[:200]")
+
+
+def test_held_out_images_are_scored_and_tell_copies_from_new_images(tmp_path: Path) -> None:
+    new = write(tmp_path / "new", load_cached_images(DataConfig(split="test[200:400]")).images)
+    copies = write(tmp_path / "copies", (REAL[:200].int() + 3).clamp(0, 255).byte())
+    found = results(tmp_path / "scores", "--compare", new, copies, *HELD_OUT, "--metrics", "fid", "--bootstrap", 0)
+    assert found["num_images"] == {str(new): 200, str(copies): 200, "held_out": 200}
+    assert found["metrics"] == ["fid", "authenticity"]
+    fid, authenticity = found["scores"]["fid"], found["scores"]["authenticity"]
+    assert fid[f"ratio {new}"] == pytest.approx(fid[str(new)] / fid["held_out"])
+    network = DigitsFeatures.load()
+    held_out = load_cached_images(DataConfig(split="test[:200]")).images
+    assert fid["held_out"] == pytest.approx(frechet_distance(network(held_out), network(REAL)), rel=1e-5)
+    assert authenticity[str(new)] > 0.4
+    assert authenticity[str(copies)] < 0.05
+    expected = copying_test(network(REAL), network(load_images(copies)), network(held_out))
+    assert found["copying"][str(copies)]["p_value"] == pytest.approx(expected.p_value, rel=1e-3)
+    assert expected.p_value < 1e-20
+    assert found["copying"][str(new)]["p_value"] > 0.01
+    table = (tmp_path / "scores" / "table.md").read_text()
+    assert f"| ratio {new} | | " in table
+    assert "| held_out | 200 | " in table
+    assert f"{copies}: samples lie nearer to training images than held-out images do (p = " in table
+    assert f"{new}: samples lie no nearer" in table
+    settings = json.loads((tmp_path / "scores" / "manifest.json").read_text())["settings"]["held_out"]
+    assert {"name": "digits", "split": "test[:200]", "num_images": 200}.items() <= settings.items()
+    assert settings["fingerprint"]
+
+
+def test_one_set_has_one_ratio_and_numbers_that_differ_are_said(samples: Path, tmp_path: Path) -> None:
+    split = ["--held_out_split", "test[:40]"]
+    found = results(tmp_path / "scores", "--samples", samples, *split, "--bootstrap", 0)
+    fid = found["scores"]["fid"]
+    assert list(fid) == [str(samples), "held_out", "ratio"]
+    assert fid["ratio"] == pytest.approx(fid[str(samples)] / fid["held_out"])
+    assert f"{samples} has 60 images and the held-out ones are 40, so their scores differ by that too" in found["notes"]
+
+
+def test_held_out_images_may_be_a_data_set_of_their_own(samples: Path, tmp_path: Path) -> None:
+    own = write(tmp_path / "own", torch.cat([fakes(50, noise=0), REAL[:10]]))
+    found = results(tmp_path / "scores", "--samples", samples, "--held_out", own, "--metrics", "fid", "--bootstrap", 0)
+    assert found["num_images"]["held_out"] == 60
+    assert found["held_out"]["name"] == str(own)
+    assert "10 of the 60 held-out images are in the reference too" in found["notes"]
+
+
+def test_two_processes_find_the_same_copies(samples: Path, tmp_path: Path) -> None:
+    common = ["--samples", samples, *HELD_OUT, "--metrics", "fid", "--batch_size", 16, "--bootstrap", 0]
+    one = results(tmp_path / "one", *common, "--cache_dir", tmp_path / "a")
+    assert results(tmp_path / "two", *common, "--cache_dir", tmp_path / "b", processes=2) == one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--held_out_split", "train[:300]"], "the held-out images are those of the reference, digits"),
+        (["--held_out_split", "nothing"], "--reference_config, --held_out_split and --reference_revision"),
+        (["--held_out", "{nowhere}"], "there is no such file or folder"),
+        (["--held_out_split", "test[:3]"], "there are 3 held-out images, and the metrics need 4"),
+        (["--held_out_split", "test", "--reference", "{statistics}"], "compared with the training images themselves"),
+        (["--held_out_split", "test", "--model", "x", "--metrics", "bits_per_dim"], "are for samples"),
+    ],
+)
+def test_held_out_images_that_cannot_be_are_one_sentence(
+    samples: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    places = {"nowhere": tmp_path / "nowhere", "statistics": statistics(tmp_path / "reference")}
+    given = [argument.format(**places) for argument in arguments]
+    assert sentence in refusal(tmp_path / "scores", "--samples", samples, *given)
+    assert not (tmp_path / "scores").exists()
+
+
+def thirteen_bands(path: Path, number: int, seed: int) -> Path:
+    values = np.random.default_rng(seed).integers(0, 256, (number, 8, 8, 13), dtype=np.uint8)
+    np.savez(path, arr_0=values)
+    return path
+
+
+def test_thirteen_bands_are_scored_by_what_can_see_them(tmp_path: Path) -> None:
+    one, two = thirteen_bands(tmp_path / "one.npz", 60, 0), thirteen_bands(tmp_path / "two.npz", 60, 1)
+    common = ["--samples", one, "--reference", two]
+    said = refusal(tmp_path / "scores", *common)
+    assert "the extractor digits takes images of 1 channel(s) and would be given 13 of 13" in said
+    found = results(tmp_path / "all", *common, "--extractor", "pixels", "--shown_channels", "12,5,0")
+    assert found["scores"]["fid"][str(one)] > 0
+    with Image.open(tmp_path / "all" / "nearest.png") as picture:
+        assert picture.mode == "RGB"
+        with np.load(one) as file:
+            first = file["arr_0"][torch.randperm(60, generator=torch.Generator().manual_seed(0))[0], 0, 0]
+        assert picture.getpixel((0, 0)) == tuple(first[[12, 5, 0]].tolist())
+    one_band = ["--extractor_channels", 4, "--shown_channels", 4, "--colour_map", "viridis"]
+    few = results(tmp_path / "few", *common, *one_band)
+    assert "the features see the channels [4] of 13" in few["notes"]
+    manifest = json.loads((tmp_path / "few" / "manifest.json").read_text())["settings"]
+    assert (manifest["extractor"]["extractor_channels"], manifest["shown_channels"]) == ([4], [4])
+    of_none = ["--extractor", "pixels", "--shown_channels", 13]
+    assert "shown_channels is [13]" in refusal(tmp_path / "no", *common, *of_none)
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +428,7 @@ def test_statistics_of_something_else_are_one_sentence(
         ),
         (["--reference_resolution", 16], "give --reference_resolution 8 --reference_channels 1"),
         (["--reference_split", "train[:3]"], "digits holds 3 images, and the metrics need 4"),
-        (["--extractor", "nothing"], "the extractor 'nothing' is not one of digits, inception"),
+        (["--extractor", "nothing"], "the extractor 'nothing' is not one of digits, pixels, inception"),
         (["--extractor", "inception"], "curl --create-dirs -Lo"),
         (["--bootstrap", 1], "bootstrap is 1 and must be 0 or at least 2"),
         (["--save_statistics", "x.json"], "must end with .npz"),

@@ -120,7 +120,7 @@ def without_a_file(folder: Path) -> Path:
         ("inception", not_weights, r"bad.pt has the SHA-256 \w+, and the weights of the extractor inception have 67"),
         ("dinov2", without_a_file, r"has no config.json; a folder of a vision transformer has"),
         ("owner/network", lambda folder: None, r"cannot be had from the Hub: .*'hf download owner/network config.json"),
-        ("what", lambda folder: None, r"the extractor 'what' is not one of digits, inception, vgg16, dinov2"),
+        ("what", lambda folder: None, r"the extractor 'what' is not one of digits, pixels, inception, vgg16, dinov2"),
     ],
 )  # fmt: skip
 def test_weights_that_are_missing_or_wrong_are_one_sentence(

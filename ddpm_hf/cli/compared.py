@@ -1,0 +1,220 @@
+"""The images that ddpm-hf-evaluate compares: samples, the reference and held-out ones, and whether they fit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from torch import Tensor
+
+from ddpm_hf.cli.evaluate import EvaluateConfig
+from ddpm_hf.data.sample_sets import load_images
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.sources import ImageData, load_cached_images
+from ddpm_hf.files import sha256_of
+from ddpm_hf.manifest import read_manifest
+from ddpm_hf.metrics.reference import FeatureExtraction, Statistics
+from ddpm_hf.metrics.table import METRICS, fewest_images
+from ddpm_hf.pixels import LARGEST, PixelFormat
+from ddpm_hf.settings import renamed
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images: those that the samples are compared with, or held-out ones.
+
+    Args:
+        settings: What it was made from.
+        format: What the numbers of the images mean.
+        images: ``(M, C, H, W)``, of the type of the format; None of a file of statistics.
+        fingerprint: Changes with the images.
+        statistics: Mean and covariance of a file; None where there are images.
+    """
+
+    settings: dict[str, Any]
+    format: PixelFormat
+    images: Tensor | None = None
+    fingerprint: str = ""
+    statistics: Statistics | None = None
+
+
+def load_samples(name: str, config: EvaluateConfig) -> Tensor:
+    """Generated images ``(N, C, H, W)``, of the type that they were saved in.
+
+    Raises:
+        ValueError: they cannot be read, or are too few.
+    """
+    is_hub_id = name.count("/") == 1 and not Path(name).exists() and not Path(name).suffix
+    images = load_cached_images(DataConfig(name=name)).images if is_hub_id else load_images(Path(name))
+    wanted = config.num_images or max(len(images), fewest_images(config.scored))
+    if len(images) < wanted:
+        raise ValueError(f"{name} holds {len(images)} images, and {wanted} are wanted; draw more")
+    return images[:wanted]
+
+
+def load_reference(config: EvaluateConfig, sets: Mapping[str, Tensor], show_progress: bool) -> Reference:
+    """The real images, or what a file says of them.
+
+    Args:
+        config: The settings.
+        sets: The samples; where there are only statistics, their type says what their numbers mean.
+        show_progress: Show a bar while images are decoded.
+
+    Raises:
+        ValueError: they cannot be read, are too few, or are not enough for the metrics.
+    """
+    path = Path(config.reference)
+    statistics = Statistics.load(path) if path.suffix == ".npz" else None
+    if statistics is not None:
+        if config.has_held_out:
+            raise ValueError(
+                f"held-out images are compared with the training images themselves, and {config.reference} holds only "
+                "the mean and covariance of some; give the images as --reference"
+            )
+        name, images = next(iter(sets.items()))
+        settings = {"name": config.reference, "sha256": sha256_of(path)}
+        return Reference(settings, _whole_range(name, images), statistics=statistics)
+    reference = _load_real(config, config.reference_data(), show_progress, "reference")
+    assert reference.images is not None
+    if len(reference.images) < fewest_images(config.scored):
+        raise ValueError(
+            f"{config.reference} holds {len(reference.images)} images, and the metrics need "
+            f"{fewest_images(config.scored)}"
+        )
+    return reference
+
+
+def load_held_out(config: EvaluateConfig, reference: Reference, show_progress: bool) -> Reference:
+    """Real images that were not trained on.
+
+    Raises:
+        ValueError: they cannot be read, or do not go with the reference.
+    """
+    data = config.held_out_data()
+    held_out = _load_real(config, data, show_progress, "held_out")
+    assert held_out.images is not None
+    assert reference.images is not None
+    if held_out.fingerprint == reference.fingerprint:
+        raise ValueError(
+            f"the held-out images are those of the reference, {config.reference}; give others by --held_out_split or "
+            "--held_out"
+        )
+    shapes = tuple(held_out.images.shape[1:]), tuple(reference.images.shape[1:])
+    if shapes[0] != shapes[1] or held_out.format != reference.format:
+        raise ValueError(
+            f"the held-out images are {held_out.format.dtype} of {shapes[0]} and {config.reference} holds "
+            f"{reference.format.dtype} ones of {shapes[1]} (channels, height, width); give images of the same form"
+        )
+    if len(held_out.images) < fewest_images(config.scored):
+        raise ValueError(
+            f"there are {len(held_out.images)} held-out images, and the metrics need {fewest_images(config.scored)}"
+        )
+    settings = {"name": data.name, "split": data.split, "fingerprint": held_out.fingerprint}
+    return replace(held_out, settings={**settings, "num_images": len(held_out.images)})
+
+
+def _load_real(config: EvaluateConfig, data: DataConfig, show_progress: bool, setting: str) -> Reference:
+    path = Path(data.name)
+    if path.suffix == ".npz":
+        images, fingerprint = load_images(path), sha256_of(path)
+        format = _whole_range(data.name, images)
+    else:
+        loaded = load_data(data, show_progress, setting)
+        images, fingerprint, format = loaded.images, loaded.fingerprint, loaded.format
+    return Reference(described_reference(config, fingerprint, len(images)), format, images, fingerprint)
+
+
+def _whole_range(name: str, images: Tensor) -> PixelFormat:
+    """All values of the type of images that come with no other range.
+
+    Raises:
+        ValueError: the type has no range of its own.
+    """
+    dtype = _type_of(images)
+    if dtype not in LARGEST:
+        raise ValueError(
+            f"{name} has {dtype} images, and nothing says which range of values they have; give a --reference of images"
+        )
+    return PixelFormat.whole(dtype)
+
+
+def _type_of(images: Tensor) -> str:
+    return str(images.dtype).removeprefix("torch.")
+
+
+def load_data(data: DataConfig, show_progress: bool, setting: str = "reference") -> ImageData:
+    """The images of a data set.
+
+    Args:
+        data: Settings of it, which this command knows by other names.
+        show_progress: Show a bar while images are decoded.
+        setting: The setting of this command that names the data set.
+
+    Raises:
+        ValueError: they cannot be loaded; with this command's settings.
+    """
+    names = {field.name: f"--reference_{field.name}" for field in fields(DataConfig)}
+    names |= {"name": f"--{setting}", "split": f"--{setting}_split"}
+    with renamed({f"data.{name}": own for name, own in names.items()}):
+        return load_cached_images(data, show_progress)
+
+
+def notes_on_held_out(held_out: Tensor, reference: Reference, sets: Mapping[str, Tensor]) -> list[str]:
+    """What makes the comparison with held-out images less than it seems."""
+    assert reference.images is not None
+    notes = [
+        f"{name} has {len(images)} images and the held-out ones are {len(held_out)}, so their scores differ by that too"
+        for name, images in sets.items()
+        if len(images) != len(held_out)
+    ]
+    known = {_hash_of(image) for image in reference.images}
+    both = sum(_hash_of(image) in known for image in held_out)
+    return [*notes, *([f"{both} of the {len(held_out)} held-out images are in the reference too"] if both else [])]
+
+
+def _hash_of(image: Tensor) -> bytes:
+    return xxhash.xxh3_128_digest(image.contiguous().numpy().data)
+
+
+def check_together(
+    config: EvaluateConfig, name: str, images: Tensor, reference: Reference, features_of: FeatureExtraction
+) -> None:
+    """Refuse at once what would fail or mislead after hours."""
+    shape = tuple(images.shape[1:])
+    if _type_of(images) != reference.format.dtype:
+        raise ValueError(
+            f"{name} has {_type_of(images)} images and {config.reference} {reference.format.dtype} ones; compare "
+            "images of one type, such as samples that were saved in the data's own"
+        )
+    if reference.images is not None and tuple(reference.images.shape[1:]) != shape:
+        raise ValueError(
+            f"{name} has images of {shape} and {config.reference} of {tuple(reference.images.shape[1:])} (channels, "
+            f"height, width); give --reference_resolution {shape[2]} --reference_channels {shape[0]}, or other samples"
+        )
+    features_of.intake.check(features_of.extractor, shape[0])
+    one = features_of.of(images[:1])
+    if any(METRICS[name].needs_class_scores for name in config.metrics):
+        features_of.extractor.check_classes()
+    if reference.statistics is not None:
+        for metric in config.metrics:
+            if METRICS[metric].reference == "images":
+                raise ValueError(
+                    f"the metric {metric!r} needs the images of the reference, and {config.reference} holds only their "
+                    "mean and covariance; give the images, or --metrics fid"
+                )
+        if config.save_statistics is not None:
+            raise ValueError(f"save_statistics is for a reference of images, and {config.reference} holds statistics")
+        reference.statistics.check(Path(config.reference), features_of, shape, one.shape[1])
+
+
+def described_samples(name: str, images: Tensor, fingerprint: str) -> dict[str, Any]:
+    """What the manifest says of a set of samples; of those that ddpm-hf-sample drew, all that its manifest says."""
+    manifest = read_manifest(Path(name)) if Path(name).is_dir() else None
+    made_from = {} if manifest is None else {"made_from": manifest["settings"]}
+    return {"fingerprint": fingerprint, "num_images": len(images), **made_from}
+
+
+def described_reference(config: EvaluateConfig, fingerprint: str, num_images: int) -> dict[str, Any]:
+    transform = {name: value for name, value in vars(config).items() if name.startswith("reference_")}
+    return {"name": config.reference, **transform, "fingerprint": fingerprint, "num_images": num_images}
