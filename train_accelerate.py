@@ -74,7 +74,8 @@ def main() -> None:
     from ddpm_hf.command_line import ending_in_one_sentence, fail, parse_config
 
     recipes = Path(__file__).parent / "configs" / "train"
-    config = parse_config(sys.argv[1:], recipes / "digits.yaml", recipe_of_other_data=recipes / "photos.yaml")
+    others = {"init_from": recipes / "fine_tune.yaml", "data.name": recipes / "photos.yaml"}
+    config = parse_config(sys.argv[1:], recipes / "digits.yaml", others)
     from ddpm_hf.hub.repository import NOT_PUSHED
     from ddpm_hf.launch import end_processes, start_processes
     from ddpm_hf.lock import only_writer

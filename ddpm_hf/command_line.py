@@ -42,14 +42,14 @@ OF_THE_LAUNCHER = frozenset(
 """Settings of `accelerate launch` and torchrun that people give to a script."""
 
 
-def parse_config(argv: Sequence[str], default_recipe: Path, recipe_of_other_data: Path | None = None) -> Config:
+def parse_config(argv: Sequence[str], default_recipe: Path, others: Mapping[str, Path] | None = None) -> Config:
     """The settings that a command line asks for.
 
     Args:
         argv: The arguments without the program's name.
         default_recipe: The recipe that counts when ``argv`` names none with ``--config``.
-        recipe_of_other_data: The one that counts in its place with data that are not the digits; a line on stderr says
-            so.
+        others: Setting -> the recipe that counts in its place where that setting is typed, the first in this order; a
+            line on stderr says so. The data "digits" count as not typed.
 
     Wrong settings end the program with one sentence and status 2; ``--help`` and ``--print_config`` end it with 0.
     """
@@ -58,8 +58,8 @@ def parse_config(argv: Sequence[str], default_recipe: Path, recipe_of_other_data
         description="Train a diffusion model on images; then sample, score and save it.",
         usage="accelerate launch train_accelerate.py [--config RECIPE] [--SETTING VALUE ...]",
     )
-    otherwise = f"; without it, {recipe_of_other_data} where data.name is not digits" if recipe_of_other_data else ""
-    help = f"The recipe, a YAML file{otherwise}."
+    otherwise = [f"{path} where {name} is {_OTHERWISE[name]}" for name, path in (others or {}).items()]
+    help = "; without it, ".join(["The recipe, a YAML file", ", ".join(otherwise)]) + "."
     parser.add_argument("--config", type=str, default=str(default_recipe), help=help)
     parser.add_argument("--print_config", type=bool, default=False, help="Print all the settings as a recipe and end.")
     groups = _groups_of(Config)
@@ -72,21 +72,25 @@ def parse_config(argv: Sequence[str], default_recipe: Path, recipe_of_other_data
 
     # The recipe is found first and then read as defaults: so --help shows its values, and the order of the arguments
     # does not matter.
-    recipe, why = _recipe_of(words, default_recipe, recipe_of_other_data)
-    _refuse_unknown(_keys_of_recipe(recipe, groups), settings | groups.keys(), f"the recipe {recipe}")
+    recipe, why = _recipe_of(words, default_recipe, others or {})
+    of_recipe = list(_keys_of_recipe(recipe, groups))
+    _refuse_unknown(of_recipe, settings | groups.keys(), f"the recipe {recipe}")
     parser.default_config_files = [str(recipe)]
 
     parsed = parser.parse_settings(words)
+    typed = {word[2:].partition("=")[0].removesuffix("+") for word in words if word.startswith("--")}
     try:
         values = vars(parser.instantiate(parsed))
         asked = {field.name: values[field.name] for field in fields(Config)}
         for field in fields(Config):
             if "constructor" in field.metadata:
-                asked[field.name] = dict(vars(asked[field.name]))
+                inner = dict(vars(asked[field.name]))
+                if asked["init_from"] is not None:  # the others are that model's, which is not read yet
+                    inner = {name: inner[name] for name in inner if f"{field.name}.{name}" in {*of_recipe, *typed}}
+                asked[field.name] = inner
         config = Config(**asked)
     except ValueError as error:
         fail(str(error))
-    typed = {word[2:].partition("=")[0].removesuffix("+") for word in words if word.startswith("--")}
     for name, sentence in idle_settings(config).items():
         if name in typed:  # of a recipe, the run says so
             fail(f"{sentence}; give that too, or leave it out")
@@ -98,15 +102,21 @@ def parse_config(argv: Sequence[str], default_recipe: Path, recipe_of_other_data
     return config
 
 
-def _recipe_of(words: Sequence[str], default_recipe: Path, recipe_of_other_data: Path | None) -> tuple[Path, str]:
+def _recipe_of(words: Sequence[str], default_recipe: Path, others: Mapping[str, Path]) -> tuple[Path, str]:
     """The recipe, and why it is that one where neither the command line nor the default says so."""
     parser = _RecipeParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--data.name", dest="data", default="digits")
-    asked = parser.parse_known_args(words)[0]
-    if asked.config is not None or asked.data == "digits" or recipe_of_other_data is None:
-        return asked.config or default_recipe, ""
-    return recipe_of_other_data, "as data.name is not digits"
+    for name in ("config", *others):
+        parser.add_argument(f"--{name}")
+    asked = vars(parser.parse_known_args(words)[0])
+    if asked["config"] is not None:
+        return Path(asked["config"]), ""
+    for name, recipe in others.items():
+        if asked[name] is not None and (name, asked[name]) != ("data.name", "digits"):
+            return recipe, f"as {name} is {_OTHERWISE[name]}"
+    return default_recipe, ""
+
+
+_OTHERWISE = {"init_from": "given", "data.name": "not digits"}
 
 
 def parse_settings(

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -359,9 +359,14 @@ def _only_variant(path: Path) -> str | None:
     """The variant of the weights in a local folder, if there is one and no weights without."""
     if not path.is_dir():
         return None
-    form = r"diffusion_pytorch_model(?:\.(?P<variant>[^.]+?))?(?:-\d+-of-\d+)?\.safetensors"
-    found = {match["variant"] for file in network_in(path).iterdir() if (match := re.fullmatch(form, file.name))}
+    found = variants_of(file.name for file in network_in(path).iterdir())
     return found.pop() if len(found) == 1 else None
+
+
+def variants_of(files: Iterable[str]) -> set[str | None]:
+    """The variants of which there are weights among these files, None standing for those without a variant's name."""
+    form = r"(?:unet/)?diffusion_pytorch_model(?:\.(?P<variant>[^.]+?))?(?:-\d+-of-\d+)?\.safetensors"
+    return {match["variant"] for file in files if (match := re.fullmatch(form, file))}
 
 
 @contextmanager

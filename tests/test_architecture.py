@@ -40,8 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "assets": {"data", "images", "metrics"},
     "conversion": {"diffusion", "files", "manifest", "models", "pipeline", "schedulers"},
     "training": {
-        *("data", "diffusion", "files", "hub", "images", "launch", "lock", "metrics", "models", "pipeline"),
-        *("pixels", "randomness", "sampling", "schedulers", "settings"),
+        *("data", "diffusion", "files", "hub", "images", "launch", "lock", "manifest", "metrics", "models"),
+        *("pipeline", "pixels", "randomness", "sampling", "schedulers", "settings"),
     },
     "command_line": {"settings", "training"},
     "toy": {"command_line", "diffusion", "sampling", "schedulers", "settings"},

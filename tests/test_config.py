@@ -13,12 +13,14 @@ import yaml
 from ddpm_hf import DDPMScheduler
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.settings import plain
 from ddpm_hf.training.evaluation import first_image_seed
 from ddpm_hf.training.settings import Config
 
 BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
 CONFIGS = Path(__file__).parent.parent / "configs"
 DIGITS, PHOTOS = CONFIGS / "train" / "digits.yaml", CONFIGS / "train" / "photos.yaml"
+FINE_TUNE = CONFIGS / "train" / "fine_tune.yaml"
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def parse(*argv: object) -> Config:
-    return parse_config([str(argument) for argument in argv], DIGITS, PHOTOS)
+    return parse_config([str(argument) for argument in argv], DIGITS, {"init_from": FINE_TUNE, "data.name": PHOTOS})
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
@@ -79,6 +81,34 @@ def test_other_data_than_the_digits_have_the_recipe_of_photographs_and_are_told(
     assert parse("--data.name", "my/photos", "--config", recipe).seed == 5
     assert parse("--data.name", "my/photos", f"--config={DIGITS}").model["in_channels"] == 1
     assert capsys.readouterr().err == ""
+
+
+def test_from_a_model_the_recipe_is_the_one_that_leaves_network_and_process_to_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = parse("--init_from", "me/model", "--data.name", "my/photos", "--model.dropout", 0.1)
+    said = f"The recipe is {FINE_TUNE}, as init_from is given; --config gives another.\n"
+    assert capsys.readouterr().err == said
+    assert config.is_open
+    assert (config.model, config.diffusion) == ({"dropout": 0.1}, {})
+    # What is null in photos.yaml is given by nobody, and what it says is given.
+    photos = parse("--init_from", "me/model", "--config", PHOTOS)
+    assert photos.is_open
+    assert photos.model.keys() >= {"attention_head_dim", "norm_num_groups"}
+    assert photos.diffusion.keys() == {"beta_schedule", "prediction_type"}
+    assert not parse("--init_from", "me/model", "--config", DIGITS, *every_setting()).is_open
+    assert "init_from is '' and must be the folder or the Hub id" in refusal(capsys, "--init_from", "")
+
+
+def every_setting() -> list[str]:
+    """All the defaults of the network and the process, as they are typed."""
+    config = parse_config([], DIGITS)
+    groups = {"model": config.model, "diffusion": config.diffusion}
+    return [f"--{group}.{key}={yaml_of(value)}" for group, given in groups.items() for key, value in given.items()]
+
+
+def yaml_of(value: object) -> str:
+    return yaml.safe_dump(plain(value), default_flow_style=True).removesuffix("...\n").strip()
 
 
 def test_a_network_that_follows_the_images_is_settled_by_them() -> None:

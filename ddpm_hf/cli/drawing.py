@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ddpm_hf.cli.downloads import local_folder
 from ddpm_hf.cli.sample import SampleConfig, classes_of
 from ddpm_hf.cli.show import save, show
 from ddpm_hf.command_line import fail
@@ -32,6 +31,7 @@ from ddpm_hf.pixels import EIGHT_BITS, TORCH
 from ddpm_hf.sampling.denoising import SamplingOptions, image_shape, no_class_of, step_options_of
 from ddpm_hf.sampling.image_files import ImageFolder, sample_files
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
+from ddpm_hf.training.downloads import local_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -22,7 +22,6 @@ from ddpm_hf.cli.compared import (
     load_samples,
     notes_on_held_out,
 )
-from ddpm_hf.cli.downloads import local_folder
 from ddpm_hf.cli.evaluate import EvaluateConfig
 from ddpm_hf.command_line import fail
 from ddpm_hf.files import check_writable, is_temporary, write_json, write_text
@@ -36,6 +35,7 @@ from ddpm_hf.metrics.memorisation import CopyingTest
 from ddpm_hf.metrics.reference import FeatureExtraction, Statistics, fingerprint_of
 from ddpm_hf.metrics.results import markdown_table, nearest_picture
 from ddpm_hf.metrics.table import HELD_OUT
+from ddpm_hf.training.downloads import local_folder
 
 
 def run(config: EvaluateConfig) -> None:

@@ -49,6 +49,12 @@ class Subject:
     has_grid: bool = False
 
     @property
+    def base_model(self) -> dict[str, Any] | None:
+        """What the run has recorded of the model that it started from, if it did."""
+        base = self.environment.get("base_model")
+        return base if isinstance(base, dict) else None
+
+    @property
     def dataset_id(self) -> str | None:
         """Id of the data set on the Hub, if the data came from there."""
         data = self.config.get("data", {})
@@ -79,12 +85,15 @@ def model_card(subject: Subject, present: str | None) -> str:
         present: The README that is there, if any.
     """
     results = _eval_results(subject)
+    base = (subject.base_model or {}).get("id")
     data = ModelCardData(
         license=subject.license,
         library_name="diffusers",
         pipeline_tag=TASK,
         tags=["ddpm", "diffusion"],
         datasets=[subject.dataset_id] if subject.dataset_id else None,
+        base_model=base,
+        base_model_relation="finetune" if base else None,
         model_name=subject.repository.partition("/")[2] if results else None,
         eval_results=results or None,
     )
@@ -275,13 +284,28 @@ def _training(subject: Subject) -> str:
     seconds = subject.results.get("seconds", {}).get("training")
     time = f", {seconds / 3600:.2g} hours" if seconds else ""
     return (
-        f"## Training\n\n{subject.step} of {training['steps']} steps of {training['batch_size']} images; "
+        f"## Training\n\n{_start(subject)}"
+        f"{subject.step} of {training['steps']} steps of {training['batch_size']} images; "
         f"{machine.get('processes')} process(es) on {machine.get('device')} in mixed precision "
         f"{machine.get('mixed_precision')}{time}; torch {machine.get('torch')}, diffusers {machine.get('diffusers')}."
         "\n\n"
         "<details><summary>Recipe</summary>\n\n```yaml\n"
         f"{yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=100)}```\n\n</details>\n"
     )
+
+
+def _start(subject: Subject) -> str:
+    """From which weights the training started; nothing where they were random."""
+    base = subject.base_model
+    if base is None:
+        return ""
+    name, commit = base.get("id"), base.get("commit")
+    model = (
+        f"[{name}](https://huggingface.co/{name}) at commit `{commit}`" if name else "a model that is not on the Hub"
+    )
+    anew = base.get("layers_made_anew")
+    but = f", but for {len(anew)} layer(s) that started anew" if anew else ""
+    return f"The training started from the weights of {model} (their SHA-256: `{base.get('weights_sha256')}`){but}.\n\n"
 
 
 def _limits(subject: Subject) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from ddpm_hf.training.changes import refused_changes
 from ddpm_hf.training.log import read_log
-from ddpm_hf.training.settings import refused_changes
 
 # What a run leaves that ended before its first checkpoint; the same run may begin once more.
 _OF_A_RUN = {"config.yaml", "environment.json", "metrics.jsonl", "samples", "best", "ddpm_hf", "wandb", "trackio"}

@@ -53,6 +53,7 @@ RULES: Final = (
     Rule(("data.shuffle_buffer",), lambda c: c.data.streaming, "data.streaming"),
     Rule(("data.cache_dir",), lambda c: not c.data.streaming, "data.streaming false"),
     Rule(("data.resize_filter",), lambda c: c.data.resolution is not None, "data.resolution"),
+    Rule(("init_partial",), lambda c: c.init_from is not None, "init_from"),
     Rule(("hub_private_repo", "hub_license", "hub_strategy"), lambda c: c.push_to_hub, "push_to_hub"),
     Rule(
         ("model.freq_shift", "model.flip_sin_to_cos"),
@@ -125,8 +126,12 @@ def idle_settings(config: Config) -> dict[str, str]:
 
 
 def without_effect(config: Config) -> dict[str, str]:
-    """Settings that do nothing, whatever their value: what each would act with."""
-    return {name: rule.needs for rule in RULES if not rule.acts(config) for name in rule.names}
+    """Settings that do nothing, whatever their value: what each would act with.
+
+    Of settings that come from the base model one does not know it before that is read.
+    """
+    known = [rule for rule in RULES if not (config.is_open and rule.names[0].startswith(("model.", "diffusion.")))]
+    return {name: rule.needs for rule in known if not rule.acts(config) for name in rule.names}
 
 
 _GROUPS = ("data", "training", "evaluation")

@@ -1,8 +1,8 @@
 """The settings of a training run, as dataclasses: checked when they are made, and written back as a recipe."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -22,7 +22,7 @@ from ddpm_hf.metrics.table import (
 from ddpm_hf.models.network_sizes import FOLLOWING, followed, follows
 from ddpm_hf.models.unet_2d_config import check_config
 from ddpm_hf.sampling.samplers import SamplerName, TimestepSpacing, check_sampler
-from ddpm_hf.settings import ColourMap, check, check_seed, flat, named, plain, renamed
+from ddpm_hf.settings import ColourMap, check, check_seed, named, plain, renamed, settings_group
 from ddpm_hf.training.choices import LR_SCHEDULES, OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -231,6 +231,9 @@ class Config:
         resume: auto resumes from the newest complete checkpoint in output_dir, if there is one; never starts a new run
             and replaces what is there; a path resumes from that checkpoint; hub:OWNER/NAME[@REVISION] resumes from the
             checkpoint that a run with hub_strategy checkpoints has pushed, or from a newer one in output_dir.
+        init_from: Start a new run from the weights of a model: the folder of a pipeline, or its Hub id, with @REVISION
+            if wanted. Settings of model and diffusion that are not given are then those of that model.
+        init_partial: Let layers of init_from differ from this network's: those that do not fit start anew.
         dry_run: Take a few steps, save, draw and score a tiny sample, print what the full run would cost, and delete
             everything again.
         push_to_hub: Push the model to hub_model_id.
@@ -251,6 +254,8 @@ class Config:
     threads: int | None = None
     quiet: bool = False
     resume: str = "auto"
+    init_from: str | None = None
+    init_partial: bool = False
     dry_run: bool = False
     push_to_hub: bool = False
     hub_model_id: str | None = None
@@ -272,6 +277,10 @@ class Config:
                 f"push_to_hub is {self.push_to_hub} and hub_model_id is {self.hub_model_id}; to push give both, "
                 "--push_to_hub --hub_model_id OWNER/NAME"
             )
+        expected = "the folder or the Hub id of a pipeline, or null"
+        check(self.init_from is None or bool(self.init_from.strip()), "init_from", repr(self.init_from), expected)
+        if self.is_open:
+            return
         with renamed({key: f"model.{key}" for key in self.model}):
             check_config(self.network)
         with renamed({key: f"diffusion.{key}" for key in self.diffusion}):
@@ -280,6 +289,15 @@ class Config:
         self._check_objective()
         self._check_network()
         self._check_evaluation()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether settings of the network or the process are still those of `init_from`, which is not read yet.
+
+        Until then they are not among `model` and `diffusion`, or are null there.
+        """
+        missing = defaults_of("model").keys() - self.model or defaults_of("diffusion").keys() - self.diffusion
+        return self.init_from is not None and (bool(missing) or follows(self.model))
 
     def _check_objective(self) -> None:
         training = self.training
@@ -388,30 +406,9 @@ class Config:
         return recipe
 
 
-# What a run that goes on may change, because it says where the run happens, what it writes and how fast it is, not what
-# is learnt. A group's name stands for all of its settings.
-FREE_TO_CHANGE = frozenset(
-    {"output_dir", "threads", "quiet", "resume", "dry_run", "evaluation", "data.cache_dir"}
-    | {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_license", "hub_strategy"}
-    | {"diffusion.timestep_spacing"}  # of samples alone
-    | {"data.name"}  # the images themselves are compared, wherever they lie
-    | {f"training.{name}" for name in ("log_every", "trackers", "sample_every", "max_skipped_steps")}
-    | {f"training.{name}" for name in ("checkpoint_every", "checkpoints_total_limit", "gradient_accumulation_steps")}
-    | {f"training.{name}" for name in ("compile", "channels_last", "gradient_checkpointing", "tf32")}
-)
-
-
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings that differ between two :meth:`Config.to_dict`, by their names on the command line."""
-    old, new = flat(before), flat(after)
-    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
-
-
-def refused_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The changes of :func:`changes` with which a run must not resume."""
-    free = set(FREE_TO_CHANGE)
-    if before["training"]["lr_schedule"] == after["training"]["lr_schedule"] == "constant":
-        free.add("training.steps")  # the others are stretched over all the steps
-    # What false let through had the wanted shape, and null cuts nothing off it.
-    found = {key: change for key, change in changes(before, after).items() if change != (False, None)}
-    return {key: change for key, change in found.items() if not {key, key.partition(".")[0]} & free}
+@cache
+def defaults_of(group: str) -> dict[str, Any]:
+    """The defaults of the settings in ``model`` or in ``diffusion``."""
+    [kind] = [settings_group(one) for one in fields(Config) if one.name == group]
+    assert kind is not None
+    return {one.name: one.default for one in fields(kind)}

@@ -14,6 +14,7 @@ from ddpm_hf.data.sources import ImageSource, load_cached_images, load_image_dat
 from ddpm_hf.data.streaming import StreamedImages
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
+from ddpm_hf.hub.public_files import public
 from ddpm_hf.hub.push import prepare_once
 from ddpm_hf.hub.repository import Repository
 from ddpm_hf.launch import decided_by_main, differences_from_launcher, environment
@@ -24,6 +25,8 @@ from ddpm_hf.sampling.denoising import network_of, no_class_of
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
+from ddpm_hf.training.base_model import BaseModel, inherited, load_base_model, settled, start_from
+from ddpm_hf.training.changes import changes, refused_changes
 from ddpm_hf.training.checkpoint_files import record_of, step_of
 from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, restore
 from ddpm_hf.training.ema import EMA
@@ -34,7 +37,7 @@ from ddpm_hf.training.idle import idle_settings, without_effect
 from ddpm_hf.training.needs import check_batch, check_needs
 from ddpm_hf.training.optimization import check_fit, make_optimizer, objective_of, prepare_network
 from ddpm_hf.training.publish import download_checkpoint
-from ddpm_hf.training.settings import Config, changes, refused_changes
+from ddpm_hf.training.settings import Config
 
 # With another of these a run agrees with the unbroken one to rounding, and not to the bit.
 CHANGES_ROUNDING = ("device", "processes", "threads_per_process", "mixed_precision", "distributed_type", "torch")
@@ -105,17 +108,32 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     if not show_progress:
         datasets.disable_progress_bars()
     place, notes = environment(accelerator), differences_from_launcher(accelerator)
-    chosen = [name for name in FOLLOWING if config.model[name] is None]
-    if not chosen:  # before the images are decoded, which may take long
+    folder = config.output_dir / "checkpoints"
+    present = Checkpoints(folder, training.checkpoints_total_limit, accelerator)
+    resumed, broken = _checkpoint(config.resume, present, accelerator)
+    notes += broken
+    asked = config
+    # A checkpoint has all that came of the base model.
+    base = load_base_model(config.init_from, accelerator) if config.init_from and not resumed else None
+    chosen = [] if config.is_open else [name for name in FOLLOWING if config.model[name] is None]
+    is_known = not config.is_open and not chosen
+    if is_known:  # before the images are decoded, which may take long
         check_needs(config, accelerator)
     data = data or load_image_data(config.data, show_progress)
-    if chosen:
-        config = config.following(data.shape)
+    if config.is_open:
+        config = settled(config, _followed(config, base, resumed, data))
+    config = config.following(data.shape)
+    if not is_known:
         check_needs(config, accelerator)
-    notes += idle_settings(config).values()
+    notes += [note for name, note in idle_settings(config).items() if name not in inherited(asked)]
     check_batch(data.shape, training, accelerator)
     torch.manual_seed(seed_from("weights", config.seed))
     unet = UNet2DModel(**config.model)
+    if base is not None:
+        start = start_from(base, unet, asked, config)
+        place["base_model"] = start.record
+        notes += start.notes
+        del base  # its weights
     scheduler = DDPMScheduler(**config.diffusion)
     check_fit(data, unet, scheduler, training)
     timesteps = timestep_sampler(training.timestep_sampling, len(scheduler), training.batch_size)
@@ -131,14 +149,12 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     )
     sampler = evaluation_sampler(config, scheduler, accelerator)
     evaluation = SampleEvaluation(config, data, sampler, accelerator, show_progress)
-    checkpoints = Checkpoints(
-        config.output_dir / "checkpoints", training.checkpoints_total_limit, accelerator, data.format
-    )
-    resumed, broken = _checkpoint(config.resume, checkpoints, accelerator)
-    notes += broken
+    checkpoints = Checkpoints(folder, training.checkpoints_total_limit, accelerator, data.format)
     if config.resume != "never" and (resumed is None or resumed.parent.resolve() != checkpoints.folder.resolve()):
         decided_by_main(accelerator, lambda: refuse_to_replace(config.output_dir, config.to_dict()))
     record = _accepted(resumed, config, data) if resumed else {}
+    if record.get("environment", {}).get("base_model"):
+        place["base_model"] = record["environment"]["base_model"]
 
     prepare_network(unet, training)
     model, optimizer = accelerator.prepare(unet, make_optimizer(unet.parameters(), training))
@@ -172,6 +188,15 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         resumed=resumed,
         record=record,
     )
+
+
+def _followed(config: Config, base: BaseModel | None, resumed: Path | None, data: ImageSource) -> dict[str, Any]:
+    """The settings that stand where none were given."""
+    if base is not None:
+        return base.settings(config, data.shape)
+    assert resumed is not None
+    recorded: dict[str, Any] = record_of(resumed)["config"]
+    return recorded
 
 
 def _denoiser(config: Config, data: ImageSource, scheduler: DDPMScheduler, model: Any) -> Denoiser:
@@ -236,6 +261,9 @@ def _accepted(checkpoint: Path, config: Config, data: ImageSource) -> dict[str, 
     record = record_of(checkpoint)
     refused = refused_changes(record["config"], config.to_dict())
     refused = {name: change for name, change in refused.items() if name not in without_effect(config)}
+    base, base_now = (public(change) for change in refused.get("init_from", (None, config.init_from)))
+    if base == base_now:  # a checkpoint that came from the Hub holds no path of the machine that pushed it
+        refused.pop("init_from", None)
     if refused:
         diff = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in refused.items())
         raise ValueError(

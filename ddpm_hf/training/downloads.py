@@ -1,12 +1,12 @@
-"""Models that commands are given: a folder of this machine, or one of the Hub, of which each process needs the same."""
+"""Models that are given by name: a folder of this machine, or one of the Hub, of which each process needs the same."""
 
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from ddpm_hf.hub.repository import told_in_one_sentence
+from ddpm_hf.hub.repository import AT_THE_START, api_of, retried, told_in_one_sentence
 from ddpm_hf.launch import decided_by_main
-from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder
+from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder, network_in, variants_of
 
 
 def local_folder(model: str, revision: str | None, accelerator: Accelerator) -> tuple[str, str | None]:
@@ -27,7 +27,11 @@ def local_folder(model: str, revision: str | None, accelerator: Accelerator) -> 
         if Path(model).exists():
             return Path(model)
         with told_in_one_sentence(model):
-            return Path(DDPMCustomPipeline.download(model, revision=revision))
+            folder = Path(DDPMCustomPipeline.download(model, revision=revision))
+            variant = None if any(network_in(folder).glob("*.safetensors")) else _only_variant(model, folder.name)
+            if variant is not None:
+                folder = Path(DDPMCustomPipeline.download(model, revision=folder.name, variant=variant))
+            return folder
 
     folder = decided_by_main(accelerator, lambda: download(revision))
     if folder == Path(model):
@@ -35,3 +39,11 @@ def local_folder(model: str, revision: str | None, accelerator: Accelerator) -> 
     if not folder.exists():  # on another machine than the main process
         folder = download(folder.name)
     return str(folder), folder.name
+
+
+def _only_variant(model: str, commit: str) -> str | None:
+    """The one variant of which a model on the Hub has weights; None where there are several, or none."""
+    api = api_of(None)
+    names = retried(lambda: api.list_repo_files(model, revision=commit), model, AT_THE_START)
+    found = variants_of(names)
+    return found.pop() if len(found) == 1 else None
