@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_hf.settings import flat
+from ddpm_hf.settings import flat, plain
+from ddpm_hf.training.idle import defaults_by_name
 
 # What a run that goes on may change, because it says where the run happens, what it writes and how fast it is, not what
 # is learnt. A group's name stands for all of its settings.
@@ -20,8 +21,11 @@ FREE_TO_CHANGE = frozenset(
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings that differ between two :meth:`Config.to_dict`, by their names on the command line."""
-    old, new = flat(before), flat(after)
+    """The settings that differ between two :meth:`Config.to_dict`, by their names on the command line.
+
+    Those that an earlier version did not have count as their defaults.
+    """
+    old, new = plain(defaults_by_name()) | flat(before), flat(after)
     return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
 

@@ -117,7 +117,10 @@ def _has_betas(config: Config) -> bool:
 
 def idle_settings(config: Config) -> dict[str, str]:
     """Those that are not as by default and do nothing, by name: a sentence on each."""
-    values, defaults = flat(vars(config) | {group: vars(getattr(config, group)) for group in _GROUPS}), _defaults()
+    values, defaults = (
+        flat(vars(config) | {group: vars(getattr(config, group)) for group in _GROUPS}),
+        defaults_by_name(),
+    )
     return {
         name: f"{name} is {values[name]} and does nothing without {needs}"
         for name, needs in without_effect(config).items()
@@ -137,7 +140,8 @@ def without_effect(config: Config) -> dict[str, str]:
 _GROUPS = ("data", "training", "evaluation")
 
 
-def _defaults() -> dict[str, Any]:
+def defaults_by_name() -> dict[str, Any]:
+    """The defaults of all settings, by their names on the command line."""
     found: dict[str, Any] = {}
     for field in fields(Config):
         inner: Any = field.type if field.name in _GROUPS else settings_group(field)
