@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what loads torch is imported when the settings are known to
 def train(run: "Run") -> None:
     """Take all the steps that are left. Each is a function of (state, step, seed) alone."""
     from ddpm_hf.diffusion.losses import training_loss
+    from ddpm_hf.sampling.denoising import network_of
 
     accelerator, model, state = run.accelerator, run.setup.model, run.state
     training, evaluation = run.config.training, run.config.evaluation
@@ -38,7 +39,8 @@ def train(run: "Run") -> None:
                 with run.accumulate(step, index):
                     x_t = denoiser.diffusion.q_sample(batch.x_0, batch.t, batch.noise)
                     # prepare() has put autocast round the network and only there: noise, target and loss stay float32.
-                    output = denoiser.output(x_t, batch.t, batch.labels)
+                    network = network_of(model, batch.augment_labels)
+                    output = denoiser.of(network).output(x_t, batch.t, batch.labels)
                     loss = training_loss(denoiser, output, batch.x_0, batch.noise, batch.t, run.objective)
                     accelerator.backward((batch.weights * loss).mean())
                 losses.append(loss.detach())

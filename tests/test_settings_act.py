@@ -204,9 +204,9 @@ def attributes_read() -> set[str]:
 
 @pytest.mark.parametrize("kind", [Config, DataConfig, TrainingConfig, EvaluationConfig])
 def test_every_other_setting_is_read(kind: Any) -> None:
-    """Those of the evaluation's timestep spacing and of averages are read by properties of their own."""
+    """Those of crops, of the evaluation's timestep spacing and of averages are read by properties of their own."""
     names = {field.name for field in fields(kind)}
-    by_property = {"timestep_spacing", "ema_decay"}
+    by_property = {"random_crop", "timestep_spacing", "ema_decay"}
     assert names - attributes_read() <= by_property
 
 

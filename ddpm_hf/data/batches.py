@@ -10,13 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ddpm_hf.data.augmentation import NO_AUGMENTATION, Augmentation
 from ddpm_hf.data.sources import ImageSource
 from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
-from ddpm_hf.randomness import random_stream
-
-# Samples whose randomness is drawn by one generator. Any share of a batch costs at most the two blocks at its ends more
-# than itself, and making a generator costs little beside drawing this many images.
-BLOCK = 16
+from ddpm_hf.randomness import BLOCK, drawn_in_blocks, random_stream
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,7 @@ class Batch:
         noise: float32, standard normal, of the shape of ``x_0``.
         labels: int64 ``(b,)`` or None.
         weights: float32 ``(b,)``, what each image's loss counts, so that the mean is that of uniform timesteps.
+        augment_labels: float32 ``(b, NUM_LABELS)``, what the network is told of the augmentation, or None.
     """
 
     x_0: Tensor
@@ -36,6 +34,7 @@ class Batch:
     noise: Tensor
     labels: Tensor | None
     weights: Tensor
+    augment_labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class ClassLabels:
 
 
 class Batches:
-    """The batch of every step, as a function of (step, seed): images, timesteps, noise and flips.
+    """The batch of every step, as a function of (step, seed): images, timesteps, noise and augmentation.
 
     The global batch of a step does not depend on the number of processes or micro-batches it is cut into; each process
     draws its own share alone.
@@ -64,7 +63,7 @@ class Batches:
         timesteps: How timesteps are drawn.
         seed: All that is random here follows from it and the step (and from the losses where ``timesteps`` learns).
         accelerator: Says which of how many processes this is, of how many micro-batches a step has, and the device.
-        random_flip: Mirror each image left to right with probability 1/2.
+        augmentation: What is done to the images at random.
         labels: Give the labels of the images too; None for a network that takes none.
 
     Attributes:
@@ -72,7 +71,7 @@ class Batches:
         seconds_waited: Time that :meth:`of_steps` has kept its reader waiting.
 
     Raises:
-        ValueError: the global batch cannot be cut evenly.
+        ValueError: the global batch cannot be cut evenly, or the images cannot be augmented so.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Batches:
         seed: int,
         accelerator: Accelerator,
         *,
-        random_flip: bool = False,
+        augmentation: Augmentation = NO_AUGMENTATION,
         labels: ClassLabels | None = None,
     ) -> None:
         processes, self.num_micro_batches = accelerator.num_processes, accelerator.gradient_accumulation_steps
@@ -94,11 +93,12 @@ class Batches:
                 f"training.batch_size is {batch_size}, which cannot be cut evenly into {processes} processes x "
                 f"{self.num_micro_batches} accumulation steps; use {f'{below} or ' if below else ''}{above}"
             )
+        augmentation.check(data.name, data.shape)
         self.data = data
         self.batch_size = batch_size
         self.timesteps = timesteps
         self.seed = seed
-        self.random_flip = random_flip
+        self.augmentation = augmentation
         self.labels = labels
         self.seconds_waited = 0.0
         self.micro_batch_size = batch_size // pieces
@@ -114,15 +114,14 @@ class Batches:
         t, flip, noise = draw_randomness(self.seed, step, start, stop, self.data.shape, self.timesteps)
 
         x_0 = self.data.format.to_model(images.to(self._device))
-        if self.random_flip:
-            x_0 = torch.where(flip.to(self._device)[:, None, None, None], x_0.flip(-1), x_0)
+        x_0, augment_labels = self.augmentation(x_0, flip, self.seed, step, start)
         if labels is not None and self.labels is not None:
             dropped = dropped_labels(self.seed, step, start, stop, self.labels.dropout)
             labels = labels.masked_fill(dropped, self.labels.no_class).to(self._device)
         else:
             labels = None
         weights = self.timesteps.weights(t)
-        return Batch(x_0, t.to(self._device), noise.to(self._device), labels, weights.to(self._device))
+        return Batch(x_0, t.to(self._device), noise.to(self._device), labels, weights.to(self._device), augment_labels)
 
     def of_steps(self, first: int, stop: int) -> Iterator[tuple[int, list[Batch]]]:
         """Steps ``first`` to ``stop - 1``, each with its micro-batches.
@@ -179,6 +178,5 @@ def dropped_labels(seed: int, step: int, start: int, stop: int, probability: flo
     """Which of samples ``start`` to ``stop - 1`` of the global batch of ``step`` lose their label, bool ``(n,)``."""
     if probability == 0:
         return torch.zeros(stop - start, dtype=torch.bool)
-    blocks = range(start // BLOCK, -(-stop // BLOCK))
-    draws = np.concatenate([random_stream("label dropout", seed, step, block).random(BLOCK) for block in blocks])
-    return torch.from_numpy(draws[start % BLOCK : start % BLOCK + stop - start] < probability)
+    draws = drawn_in_blocks(start, stop, lambda block: random_stream("label dropout", seed, step, block).random(BLOCK))
+    return torch.from_numpy(draws < probability)

@@ -1,7 +1,7 @@
 """A data set of images for training, and which of them make up the batch of a given step."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
+from ddpm_hf.data.augmentation import check_crop, middles, random_windows
 from ddpm_hf.data.columns import num_classes_of, rows_of
 from ddpm_hf.data.image_cache import cached_images
 from ddpm_hf.data.loading import load
@@ -65,6 +66,8 @@ class ImageData:
         num_classes: Labels are below it; None for the largest label + 1, and where there are none.
         remark: What was left out or is not as it may seem, for the start of a run.
         format: What the numbers mean.
+        uncropped: Larger images ``(N, C, H', W')``, whose middles are ``images``: :meth:`batch` then gives random
+            windows of these. None where the images are trained on as they are.
     """
 
     name: str
@@ -74,6 +77,7 @@ class ImageData:
     num_classes: int | None = None
     remark: str = ""
     format: PixelFormat = EIGHT_BITS
+    uncropped: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.num_classes is None:
@@ -87,10 +91,36 @@ class ImageData:
         """``(C, H, W)``."""
         return tuple(self.images.shape[1:])
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.images.shape[-2], self.images.shape[-1]
+
     def batch(self, step: int, batch_size: int, start: int, stop: int, seed: int) -> tuple[Tensor, Tensor | None]:
         """Samples ``start`` to ``stop - 1`` of the global batch of ``step``: a function of these numbers alone."""
         picked = torch.from_numpy(batch_indices(step, batch_size, len(self), seed)[start:stop])
-        return self.images[picked], None if self.labels is None else self.labels[picked]
+        labels = None if self.labels is None else self.labels[picked]
+        if self.uncropped is None:
+            return self.images[picked], labels
+        larger = (self.uncropped[index] for index in picked.tolist())
+        return random_windows(larger, self.size, seed, step, range(start, stop)), labels
+
+    def cropped(self, size: tuple[int, int]) -> "ImageData":
+        """The same with random windows of a size to train on, and their middles for all else.
+
+        Raises:
+            ValueError: the images are no larger.
+        """
+        check_crop(self.name, self.shape, size)
+        height, width = self.shape[1:]
+        said = f"trained on random windows of images of {height} x {width}, and compared with their middles"
+        return replace(
+            self,
+            images=middles(self.images, size),
+            uncropped=self.images,
+            fingerprint=f"{self.fingerprint}-{size[0]}x{size[1]}",
+            remark="; ".join(filter(None, [self.remark, said])),
+        )
 
 
 def load_image_data(config: DataConfig, show_progress: bool = False) -> ImageSource:
@@ -129,7 +159,8 @@ def load_cached_images(config: DataConfig, show_progress: bool = False) -> Image
             )
     form = format_of(config, rows.name, cached)
     remark = "; ".join(filter(None, [loaded.remark, *treatment_of(config, cached.seen, cached.shape)]))
-    return ImageData(config.name, cached.images, labels, cached.fingerprint, num_classes, remark, form)
+    data = ImageData(config.name, cached.images, labels, cached.fingerprint, num_classes, remark, form)
+    return data if config.crop_size is None else data.cropped(config.crop_size)
 
 
 def treatment_of(config: DataConfig, seen: dict[str, Any], shape: tuple[int, ...]) -> list[str]:

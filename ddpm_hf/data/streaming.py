@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ddpm_hf.data.augmentation import check_crop, random_windows
 from ddpm_hf.data.decoding import WORKERS
 from ddpm_hf.data.faults import CorruptImageError
 from ddpm_hf.data.loading import Loaded
@@ -52,7 +53,7 @@ class StreamedImages:
 
     Attributes:
         name: The data set.
-        shape: ``(C, H, W)``, from the first readable image.
+        shape: ``(C, H, W)``, from the first readable image, or of the random windows of it.
         fingerprint: A hash of the files' content, the transform and the buffer.
         remark: What was left out or is not as it may seem, for the start of a run.
         format: What the numbers mean.
@@ -87,8 +88,12 @@ class StreamedImages:
         self.num_classes = num_classes
         self.remark = loaded.remark
         self.format = format_of_type(config, rows.name, str(self._transform.first_dtype), self.shape[0])
+        self._crop_size = config.crop_size
         self._loaded = loaded
         self._parts = [rows.image_column, rows.label_column, transform.key(), config.shuffle_buffer, self.shape]
+        if self._crop_size is not None:
+            check_crop(self.name, self.shape, self._crop_size)
+            self.shape = (self.shape[0], *self._crop_size)
         self.fingerprint = self._fingerprint(loaded.source)
 
         self._seed: int | None = None  # of the stream that is open
@@ -118,6 +123,8 @@ class StreamedImages:
         rows = self._global_batch(step, batch_size, seed)
         samples = list(self._threads.map(lambda index: self._sample(rows, index, step), range(start, stop)))
         images = torch.from_numpy(np.stack([pixels for pixels, _ in samples]))
+        if self._crop_size is not None:
+            images = random_windows(images.unbind(), self._crop_size, seed, step, range(start, stop))
         if self.num_classes is None:
             return images, None
         return images, torch.tensor([label for _, label in samples], dtype=torch.int64)

@@ -22,6 +22,9 @@ from ddpm_hf.settings import check_types
 
 logger = logging.getLogger(__name__)
 
+TRAINING_ONLY = "augment_embedding."
+"""Beginning of the names of parameters that no saved model has: without augmentation they add nothing."""
+
 
 @dataclass
 class UNet2DOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped
@@ -188,6 +191,8 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         elif class_embed_type == "identity":
             self.class_embedding = nn.Identity()
 
+        self.augment_embedding: nn.Linear | None = None
+
         self.activation = resolve_name(ACTIVATIONS[config.activation])()
         self.down_blocks = nn.ModuleList()
         skips = [channels[0]]
@@ -219,12 +224,24 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         self.conv_norm_out = ActivatedGroupNorm(norm_num_groups, channels[0], norm_eps, nn.SiLU())
         self.conv_out = nn.Conv2d(channels[0], out_channels * patch_size**2, kernel_size=3, padding=1)
 
+    def add_augment_embedding(self, num_labels: int) -> None:
+        """Let the network in training be told how an image was augmented (Karras et al. 2022, appendix F.2).
+
+        The embedding of the timestep gets a linear map of the labels added, without bias, so that labels of zero, or
+        none, change nothing. It begins at zero. It is in no config and in no saved model.
+        """
+        weight = self.conv_in.weight
+        channels = self.time_embedding.linear_1.in_features
+        self.augment_embedding = nn.Linear(num_labels, channels, bias=False, device=weight.device, dtype=weight.dtype)
+        nn.init.zeros_(self.augment_embedding.weight)
+
     def forward(
         self,
         sample: Tensor,
         timestep: Tensor | float | int,
         class_labels: Tensor | None = None,
         return_dict: bool = True,
+        augment_labels: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Run the network.
 
@@ -233,6 +250,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             timestep: t, one number for all images or (B,).
             class_labels: (B,) indices; (B,) numbers for class_embed_type `timestep`; (B, E) for `identity`.
             return_dict: False for the plain tuple (output,).
+            augment_labels: (B, num_labels) after `add_augment_embedding`, how the images were augmented in training.
 
         Returns:
             (B, out_channels, H, W).
@@ -241,6 +259,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             ValueError: for an input that does not fit the network, in one sentence.
         """
         self._check_input(sample, class_labels)
+        self._check_augment_labels(sample, augment_labels)
         if self.config.center_input_sample:
             sample = 2 * sample - 1
 
@@ -249,7 +268,10 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             raise ValueError(f"timestep has {len(t)} entries for {len(sample)} images; give one, or one per image.")
         self._check_times(t)
         t = t.to(sample.device)
-        embedding = self.time_embedding(self.time_proj(t).to(self.dtype))
+        waves = self.time_proj(t).to(self.dtype)
+        if self.augment_embedding is not None and augment_labels is not None:
+            waves = waves + self.augment_embedding(augment_labels.to(self.dtype))
+        embedding = self.time_embedding(waves)
         if self.class_embedding is not None:
             if self.config.class_embed_type == "timestep":
                 class_labels = self.time_proj(class_labels).to(self.dtype)
@@ -296,6 +318,15 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
                 f"the UNet was given the timestep {wrong}, and time_embedding_type='learned' knows 0 .. {total - 1}; "
                 "make its num_train_timesteps that of the scheduler."
             )
+
+    def _check_augment_labels(self, sample: Tensor, augment_labels: Tensor | None) -> None:
+        if augment_labels is None:
+            return
+        if self.augment_embedding is None:
+            raise ValueError("augment_labels were given to a UNet without add_augment_embedding; leave them out.")
+        expected = (len(sample), self.augment_embedding.in_features)
+        if augment_labels.shape != expected:
+            raise ValueError(f"augment_labels are of shape {tuple(augment_labels.shape)} and must be of {expected}.")
 
     def _check_input(self, sample: Tensor, class_labels: Tensor | None) -> None:
         levels = len(self.config.block_out_channels)

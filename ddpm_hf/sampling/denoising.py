@@ -82,9 +82,10 @@ def image_shape(unet: Any) -> tuple[int, int, int]:
     return unet.config.in_channels, height, width
 
 
-def network_of(unet: Any) -> Network:
-    """The UNet as a function (x_t, t, class labels) -> output."""
-    return lambda x_t, t, class_labels: unet(x_t, t, class_labels).sample
+def network_of(unet: Any, augment_labels: Tensor | None = None) -> Network:
+    """The UNet as a function (x_t, t, class labels) -> output; in training, for images that were augmented so."""
+    told = {} if augment_labels is None else {"augment_labels": augment_labels}
+    return lambda x_t, t, class_labels: unet(x_t, t, class_labels, **told).sample
 
 
 def without_variance(network: Network) -> Network:

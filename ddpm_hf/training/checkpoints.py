@@ -3,6 +3,7 @@
 checkpoints/step-500/
     model_index.json, scheduler/, unet/     the pipeline of the averaged weights; further averages as variants
     training/weights.safetensors            the weights themselves
+    training/averages.safetensors           averages of what no pipeline has, as "decay/parameter", if anything
     training/optimizer.safetensors          its moments, as "parameter/name"
     training/timesteps.safetensors          what the choice of timesteps has learnt, where it learns
     training/state.json                     the step, the rest of the state, size and hash of every file, its own too
@@ -26,7 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
 from ddpm_hf.files import remove, remove_temporaries, sealed, sync, sync_tree, written_whole
 from ddpm_hf.launch import decided_by_main
-from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.models.unet_2d import TRAINING_ONLY, UNet2DModel
 from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.pixels import EIGHT_BITS, PixelFormat
 from ddpm_hf.training.checkpoint_files import (
@@ -40,6 +41,7 @@ from ddpm_hf.training.checkpoint_files import (
 from ddpm_hf.training.ema import EMA
 
 TIMESTEPS = Path("training", "timesteps.safetensors")
+AVERAGES = Path("training", "averages.safetensors")
 
 
 @dataclass
@@ -227,6 +229,9 @@ class Checkpoints:
             save_pipeline(partial, state.unet, averages, sampler, self._pixels)
             save_file(weights, partial / "training" / "weights.safetensors")
             save_file(moments, partial / "training" / "optimizer.safetensors")
+            beside_pipeline = _beside_pipeline(averages)
+            if beside_pipeline:
+                save_file(beside_pipeline, partial / AVERAGES)
             if state.timesteps.learns:
                 save_file(state.timesteps.state_dict(), partial / TIMESTEPS)
             with ThreadPoolExecutor(1) as beside:
@@ -278,12 +283,16 @@ def restore(path: Path, state: TrainingState) -> None:
             decay: dict(UNet2DModel.from_pretrained(path, subfolder="unet", variant=variant).named_parameters())
             for decay, variant in zip(decays, (None, *map(_variant, decays[1:])), strict=True)
         }
+        beside_pipeline = load_file(path / AVERAGES) if (path / AVERAGES).exists() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"the checkpoint {path} cannot be read: {error}") from error
 
     parameters = dict(state.unet.named_parameters())
     if {name: p.shape for name, p in parameters.items()} != {name: w.shape for name, w in weights.items()}:
         raise ValueError(f"the checkpoint {path} is of another network than the one of these settings")
+    for decay, saved in averages.items():
+        names = (name for name in parameters if name.startswith(TRAINING_ONLY))
+        saved.update({name: beside_pipeline[f"{decay}/{name}"] for name in names})
     for i, (name, parameter) in enumerate(parameters.items()):
         _put(parameter, weights[name])
         for decay, saved in averages.items():
@@ -315,6 +324,7 @@ def save_pipeline(
         folder: Made if it is not there.
         unet: For its config.
         averages: decay -> name -> tensor. The first is the pipeline's, each other one a variant: of 0.999 ``ema0_999``.
+            Parameters for training only are left out.
         sampler: Its scheduler.
         pixels: What the numbers of its images mean.
 
@@ -325,7 +335,8 @@ def save_pipeline(
     with torch.device("meta"):
         network = UNet2DModel.from_config(unet.config)
     for i, (decay, tensors) in enumerate(averages.items()):
-        network.load_state_dict(tensors, assign=True)
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING_ONLY)}
+        network.load_state_dict(kept, assign=True)
         if i == 0:
             DDPMCustomPipeline(network, sampler, pixels.to_dict()).save_pretrained(folder)
         else:
@@ -336,6 +347,16 @@ def averages_of(state: TrainingState) -> dict[float, dict[str, Tensor]]:
     """Decay -> name -> the whole averaged tensor on the CPU. Of a sharded network all processes must ask."""
     names = [name for name, _ in state.unet.named_parameters()]
     return {decay: dict(zip(names, map(_whole, tensors), strict=True)) for decay, tensors in state.ema.averages.items()}
+
+
+def _beside_pipeline(averages: dict[float, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The averages that :func:`save_pipeline` leaves out, as "decay/parameter"."""
+    return {
+        f"{decay}/{name}": tensor
+        for decay, tensors in averages.items()
+        for name, tensor in tensors.items()
+        if name.startswith(TRAINING_ONLY)
+    }
 
 
 def _gather(state: TrainingState) -> tuple[dict[str, Tensor], dict[float, dict[str, Tensor]], dict[str, Tensor]]:

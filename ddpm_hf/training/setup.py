@@ -9,6 +9,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 
+from ddpm_hf.data.augmentation import NUM_LABELS, Augmentation
 from ddpm_hf.data.batches import Batches, ClassLabels
 from ddpm_hf.data.sources import ImageSource, load_cached_images, load_image_data
 from ddpm_hf.data.streaming import StreamedImages
@@ -134,6 +135,8 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         place["base_model"] = start.record
         notes += start.notes
         del base  # its weights
+    if config.data.augment_probability > 0:
+        unet.add_augment_embedding(NUM_LABELS)
     scheduler = DDPMScheduler(**config.diffusion)
     check_fit(data, unet, scheduler, training)
     timesteps = timestep_sampler(training.timestep_sampling, len(scheduler), training.batch_size)
@@ -144,7 +147,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         timesteps,
         config.seed,
         accelerator,
-        random_flip=config.data.random_flip,
+        augmentation=Augmentation.of(config.data),
         labels=ClassLabels(training.label_dropout, no_class_of(unet)) if has_classes else None,
     )
     sampler = evaluation_sampler(config, scheduler, accelerator)

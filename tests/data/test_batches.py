@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from ddpm_hf.data.augmentation import Augmentation
 from ddpm_hf.data.batches import Batch, Batches, ClassLabels, draw_randomness
 from ddpm_hf.data.sources import ImageData
 from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
@@ -40,7 +41,7 @@ def whole_batch(data: ImageData, step: int, processes: int, accumulation: int, r
             TimestepSampler(T),
             7,
             one_of(processes, process, accumulation),
-            random_flip=random_flip,
+            augmentation=Augmentation(flip=random_flip),
             labels=ClassLabels(),
         ).micro_batch(step, index)
         for process in range(processes)

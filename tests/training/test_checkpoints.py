@@ -27,6 +27,7 @@ STEPS = 4
 def make_state(sharded: bool) -> TrainingState:
     torch.manual_seed(0)
     unet = UNet2DModel(**TWO_LEVELS, sample_size=8, layers_per_block=1)
+    unet.add_augment_embedding(9)
     if sharded:
         for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
             fully_shard(block)
@@ -39,8 +40,8 @@ def take_steps(state: TrainingState, stop: int, rank: int, processes: int) -> No
     """Each process trains on its share of four images."""
     while state.step < stop:
         x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(state.step))
-        mine = x[rank * 4 // processes : (rank + 1) * 4 // processes]
-        state.unet(mine, torch.tensor(10)).sample.square().mean().backward()
+        mine = slice(rank * 4 // processes, (rank + 1) * 4 // processes)
+        state.unet(x[mine], torch.tensor(10), augment_labels=torch.eye(4, 9)[mine]).sample.square().mean().backward()
         nn.utils.clip_grad_norm_(state.unet.parameters(), 1.0)
         state.optimizer.step()
         state.optimizer.zero_grad()

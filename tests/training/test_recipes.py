@@ -9,6 +9,7 @@ import torch
 
 from ddpm_hf import DDPMScheduler
 from ddpm_hf.command_line import parse_config
+from ddpm_hf.data.augmentation import Augmentation
 from ddpm_hf.data.batches import Batches
 from ddpm_hf.data.sources import ImageData
 from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
@@ -50,7 +51,7 @@ def test_a_recipe_builds_its_network_and_batches(path: Path) -> None:
     for processes in (1, 2, 4, 8):
         timesteps = timestep_sampler(config.training.timestep_sampling, len(scheduler), config.training.batch_size)
         batches = Batches(
-            data, config.training.batch_size, timesteps, 0, one_of(processes), random_flip=config.data.random_flip
+            data, config.training.batch_size, timesteps, 0, one_of(processes), augmentation=Augmentation.of(config.data)
         )
         batch = batches.micro_batch(0, 0)
         assert batch.x_0.shape == batch.noise.shape == (config.training.batch_size // processes, *shape)
