@@ -24,6 +24,7 @@ SUITES = (
     "ddim",
     "guidance",
     "objectives",
+    "sizes",
 )
 """All there are, in the page's order."""
 INTRODUCTION = """\

@@ -13,6 +13,8 @@ from torch import Tensor
 from ddpm_hf.files import written_whole
 from ddpm_hf.pixels import EIGHT_BITS, PixelFormat
 
+ENLARGED_TO = 32
+"""Side of small images in a picture, in pixels."""
 CAPTION = 12
 """Height of the line of text below an image of a grid, in pixels."""
 
@@ -125,6 +127,11 @@ def to_pil(images: Tensor) -> list[Image.Image]:
         raise ValueError(f"images with {images.shape[1]} channels are no pictures; expected 1 (grey) or 3 (RGB).")
     arrays = images.cpu().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array) for array in arrays]
+
+
+def scale_of(images: Tensor) -> int:
+    """The whole factor by which small images (..., H, W) are enlarged in a picture."""
+    return max(1, ENLARGED_TO // max(images.shape[-2:]))
 
 
 def image_grid(

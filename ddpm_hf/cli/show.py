@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ddpm_hf.images import image_grid, save_png
+from ddpm_hf.images import image_grid, save_png, scale_of
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.sampling.pictures import (
     denoising_frames,
@@ -14,7 +14,6 @@ from ddpm_hf.sampling.pictures import (
     denoising_strip,
     interpolation,
     save_gif,
-    scale_of,
 )
 from ddpm_hf.sampling.samplers import sampler_of
 

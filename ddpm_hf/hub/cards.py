@@ -6,6 +6,7 @@ stay, but for scores of ours.
 """
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,13 +217,15 @@ def _eval_results(subject: Subject) -> list[EvalResult]:
 
 def _model(subject: Subject) -> str:
     size, classes = subject.unet.get("sample_size"), subject.unet.get("num_class_embeds")
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    channels = subject.unet.get("in_channels", subject.unet.get("out_channels"))
     of_data = f", trained on {_data(subject)}" if subject.config else ""
     of_classes = f" It knows {classes} classes." if classes else ""
     grid = "\n![Samples](samples/grid.png)\n" if subject.has_grid else ""
     return (
         f"# {subject.repository.partition('/')[2]}\n\n"
         f"A denoising diffusion model ([Ho et al. 2020](https://arxiv.org/abs/2006.11239)) that draws images of "
-        f"{size} x {size} pixels with {subject.unet.get('out_channels')} channel(s){of_data}.{of_classes}\n{grid}"
+        f"{height} x {width} pixels with {channels} channel(s){of_data}.{of_classes}\n{grid}"
     )
 
 
@@ -243,10 +246,14 @@ def _use(subject: Subject) -> str:
         )
         metrics = [name for name in evaluation["metrics"] if name in IN_COMMAND]
         if subject.results.get("scores") and metrics:
-            resized = f" --reference_resolution {data['resolution']}" if data["resolution"] else ""
+            changed = "".join(
+                f" --reference_{name} {json.dumps(data[name], separators=(',', ':'))}"
+                for name in ("channels", "center_crop", "resolution")
+                if data.get(name)
+            )
             again += (
                 f"ddpm-hf-evaluate --samples samples --reference {data['name']} --reference_split '{data['split']}'"
-                f"{resized} --metrics {' '.join(metrics)} --extractor {evaluation['extractor']} "
+                f"{changed} --metrics {' '.join(metrics)} --extractor {evaluation['extractor']} "
                 "--output scores\n"
             )
         again += "accelerate launch train_accelerate.py --config config.yaml  # the one of this repository\n```\n"

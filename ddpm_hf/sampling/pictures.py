@@ -11,13 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_hf.files import written_whole
-from ddpm_hf.images import PLAIN, Display, as_pictures, image_grid, to_uint8
+from ddpm_hf.images import PLAIN, Display, as_pictures, image_grid, scale_of, to_uint8
 from ddpm_hf.randomness import generators_of
 from ddpm_hf.sampling.denoising import DEFAULT, SamplingOptions, denoise, image_shape, slerp
 from ddpm_hf.sampling.samplers import check_start
-
-PIXELS = 32
-"""Small images are enlarged to about this side."""
 
 
 def denoising_path(
@@ -113,11 +110,6 @@ def interpolation(
         for row, label in zip(rows, labels, strict=True)
     ]
     return image_grid(as_pictures(torch.cat(images), display), columns, scale_of(noise))
-
-
-def scale_of(images: Tensor) -> int:
-    """The whole factor by which small images (..., H, W) are enlarged."""
-    return max(1, PIXELS // images.shape[-1])
 
 
 def save_gif(

@@ -59,6 +59,14 @@ def test_a_card_says_how_to_make_its_scores_again() -> None:
     assert "| | samples |\n| --- | --- |\n| FID | 3.25 |" in model_card(without, None)
 
 
+def test_a_card_of_rectangles_says_both_sides() -> None:
+    data = {**DATA, "resolution": [48, 64], "center_crop": True, "channels": 3}
+    unet = {"sample_size": [48, 64], "in_channels": 3, "out_channels": 6}
+    text = model_card(replace(SUBJECT, unet=unet, config={**SUBJECT.config, "data": data}), None)
+    assert "draws images of 48 x 64 pixels with 3 channel(s)" in text
+    assert " --reference_channels 3 --reference_center_crop true --reference_resolution [48,64] --metrics" in text
+
+
 def test_results_of_earlier_versions_have_a_card() -> None:
     """They have one number of images; and here one score that the held-out images lack."""
     scores = {"fid": {"samples": 3.25, "held_out": 1.5, "ratio": 2.1}, "accuracy": {"samples": 0.5}}

@@ -1,0 +1,113 @@
+"""What training on your own images costs by their size: the networks that
+[photos.yaml](../configs/train/photos.yaml) chooses, from the table in
+[network_sizes.py](../ddpm_hf/models/network_sizes.py), on RGB images.
+
+A training step is noise, forward, loss, backward and Adam, of a batch of two, in float32. Its memory is that of the
+weights with gradients, two moments and one average, and what each image of the batch keeps for the backward pass; what
+is held for a moment comes on top. GFLOP are those of the forward pass of one image; a step takes three times as many.
+Images are drawn in 50 steps of DDIM. Steps of all sizes are taken in turn, and medians count.
+
+For another machine, divide its TFLOP/s in practice (about 40% of what its maker states for the precision used) by three
+times the GFLOP: images per second. `--dry_run` measures instead.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import MIB, in_turn, milliseconds
+from benchmarks.record import Record, table
+from benchmarks.unet import forward, gflop_of, inputs
+from ddpm_hf import DDPMScheduler, UNet2DModel
+from ddpm_hf.command_line import parse_config
+from ddpm_hf.diffusion.losses import training_loss
+from ddpm_hf.models.network_sizes import SIZES
+from ddpm_hf.training.optimization import make_optimizer, objective_of
+from ddpm_hf.training.settings import Config
+
+RECIPE = Path(__file__).parents[1] / "configs" / "train" / "photos.yaml"
+BATCH_SIZE, STEPS = 2, 50
+COPIES = 5
+"""Of each weight: itself, its gradient, Adam's two moments, an average."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which sizes."""
+    sides = [row.side for row in SIZES]
+    parser.add_argument("--sides", nargs="+", type=int, choices=sides, default=sides)
+    parser.set_defaults(rounds=5)
+
+
+def run(arguments: argparse.Namespace, record: Record) -> None:
+    """A row of each size."""
+    rows, calls = [], dict[str, Callable[[], float]]()
+    for side in arguments.sides:
+        config = parse_config([], RECIPE).following((3, side, side))
+        torch.manual_seed(0)
+        unet = UNet2DModel(**config.model)
+        parameters = sum(parameter.numel() for parameter in unet.parameters())
+        one, two = (kept_mib(unet, *inputs(config.model, batch)) for batch in (1, 2))
+        memory = {"weights_mib": parameters * 4 * COPIES / MIB, "image_mib": two - one}
+        gflop = gflop_of(partial(forward, unet, *inputs(config.model, 1)))
+        channels = config.model["block_out_channels"]
+        rows.append({"side": side, "channels": channels, "parameters": parameters, "gflop": gflop, **memory})
+        x, t = inputs(config.model, BATCH_SIZE)
+        calls[f"train {side}"] = partial(milliseconds, training_step_of(config, unet, x, t))
+        calls[f"draw {side}"] = partial(milliseconds, partial(forward, unet, x, t))
+    ms = {name: statistics.median(times) for name, times in in_turn(calls, arguments.rounds).items()}
+    for row in rows:
+        trained, drawn = (1000 * BATCH_SIZE / ms[f"{what} {row['side']}"] for what in ("train", "draw"))
+        record.add({**row, "batch": BATCH_SIZE, "trained_per_second": trained, "drawn_per_second": drawn / STEPS})
+
+
+def training_step_of(config: Config, unet: UNet2DModel, x_0: torch.Tensor, t: torch.Tensor) -> Callable[[], None]:
+    """A call that takes one step, as the loop of train_accelerate.py does."""
+    scheduler = DDPMScheduler(**config.diffusion)
+    optimizer, objective = make_optimizer(unet.parameters(), config.training), objective_of(config.training)
+
+    def step() -> None:
+        unet.train()
+        noise = torch.randn_like(x_0)
+        output = unet(scheduler.diffusion.q_sample(x_0, t, noise), t).sample
+        training_loss(scheduler.denoiser, output, x_0, noise, t, objective).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def kept_mib(unet: UNet2DModel, x: torch.Tensor, t: torch.Tensor) -> float:
+    """What a forward pass keeps for the backward pass, besides the weights."""
+    sizes = dict[int, int]()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage._cdata] = storage.nbytes()
+        return tensor
+
+    weights = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = unet.train()(x, t).sample.square().mean()  # which holds all of it, so that no place is used twice
+    del output
+    return sum(size for place, size in sizes.items() if place not in weights) / MIB
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """A table, a row of each size."""
+    heads = ["images up to", "channels", "parameters", "GFLOP", "images/s trained", "images/s drawn"]
+    heads += ["weights and optimizer, MiB", "each image, MiB"]
+    cells = [
+        [
+            f"{row['side']} x {row['side']}",
+            ", ".join(map(str, row["channels"])),
+            *(row[key] for key in ("parameters", "gflop", "trained_per_second", "drawn_per_second")),
+            *(row[key] for key in ("weights_mib", "image_mib")),
+        ]
+        for row in rows
+    ]
+    return table(heads, cells)
