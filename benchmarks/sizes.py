@@ -5,7 +5,8 @@
 A training step is noise, forward, loss, backward and Adam, of a batch of two, in float32. Its memory is that of the
 weights with gradients, two moments and one average, and what each image of the batch keeps for the backward pass; what
 is held for a moment comes on top. GFLOP are those of the forward pass of one image; a step takes three times as many.
-Images are drawn in 50 steps of DDIM. Steps of all sizes are taken in turn, and medians count.
+Images are drawn in 50 steps of DDIM. Steps of all sizes are taken in turn, and medians count; time is that of the
+processor, because others used the machine too.
 
 For another machine, divide its TFLOP/s in practice (about 40% of what its maker states for the precision used) by three
 times the GFLOP: images per second. `--dry_run` measures instead.
@@ -13,6 +14,7 @@ times the GFLOP: images per second. `--dry_run` measures instead.
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import MIB, in_turn, milliseconds
+from benchmarks.measure import MIB, in_turn
 from benchmarks.record import Record, table
 from benchmarks.unet import forward, gflop_of, inputs
 from ddpm_hf import DDPMScheduler, UNet2DModel
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which sizes."""
     sides = [row.side for row in SIZES]
     parser.add_argument("--sides", nargs="+", type=int, choices=sides, default=sides)
-    parser.set_defaults(rounds=5)
+    parser.set_defaults(rounds=3, threads=1)
 
 
 def run(arguments: argparse.Namespace, record: Record) -> None:
@@ -57,11 +59,11 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
         channels = config.model["block_out_channels"]
         rows.append({"side": side, "channels": channels, "parameters": parameters, "gflop": gflop, **memory})
         x, t = inputs(config.model, BATCH_SIZE)
-        calls[f"train {side}"] = partial(milliseconds, training_step_of(config, unet, x, t))
-        calls[f"draw {side}"] = partial(milliseconds, partial(forward, unet, x, t))
-    ms = {name: statistics.median(times) for name, times in in_turn(calls, arguments.rounds).items()}
+        calls[f"train {side}"] = partial(processor_seconds, training_step_of(config, unet, x, t))
+        calls[f"draw {side}"] = partial(processor_seconds, partial(forward, unet, x, t))
+    seconds = {name: statistics.median(times) for name, times in in_turn(calls, arguments.rounds).items()}
     for row in rows:
-        trained, drawn = (1000 * BATCH_SIZE / ms[f"{what} {row['side']}"] for what in ("train", "draw"))
+        trained, drawn = (BATCH_SIZE / seconds[f"{what} {row['side']}"] for what in ("train", "draw"))
         record.add({**row, "batch": BATCH_SIZE, "trained_per_second": trained, "drawn_per_second": drawn / STEPS})
 
 
@@ -79,6 +81,13 @@ def training_step_of(config: Config, unet: UNet2DModel, x_0: torch.Tensor, t: to
         optimizer.zero_grad()
 
     return step
+
+
+def processor_seconds(call: Callable[[], Any]) -> float:
+    """Time that all threads of this process work in a call."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def kept_mib(unet: UNet2DModel, x: torch.Tensor, t: torch.Tensor) -> float:

@@ -36,7 +36,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(run: Path, photos: Path, *arguments: object) -> Path:
     recipe = Path(__file__).parents[1] / "configs" / "train" / "photos.yaml"
     few = ["--config", recipe, "--training.steps", 2, "--training.batch_size", 4, "--training.sample_every", 2]
-    small = ["--model.attention_head_dim", 8, "--model.layers_per_block", 1, "--evaluation.timestep_spacing", "leading"]
+    small = ["--model.attention_head_dim", 8, "--model.layers_per_block", 1]
     return finished(run, *few, *small, "--data.name", photos, "--data.resolution", SIZE, *arguments)
 
 

@@ -60,11 +60,12 @@ class EvaluateConfig:
         reference_split: Split of the reference data set, such as train[:10000].
         reference_revision: Branch, tag or commit of a reference data set on the Hub.
         reference_image_column: Column of images; null chooses the only column of that type.
-        reference_channels: Convert reference images to 1 (grey) or 3 (RGB) channels; null keeps the number of the first
-            image.
-        reference_center_crop: First cut a square out of the middle: an integer is its side in pixels, true takes the
-            largest.
-        reference_resolution: Then resize reference images to a square of this side; null keeps their size.
+        reference_channels: Number of channels of the reference images, as data.channels in training; null keeps that of
+            the first image.
+        reference_center_crop: First cut a part out of the middle: an integer is the side of a square in pixels, true
+            takes the largest part of the wanted shape, false none, and null takes true where there is a resolution.
+        reference_resolution: Then resize reference images to a square of this side, or to [height, width]; null keeps
+            their size.
         reference_resize_filter: Filter for resizing; all of them antialias.
         shown_channels: Channels that nearest.png shows, from 0: one as grey, two as magenta and green, three as red,
             green and blue. null: all of up to three, else the first three.
@@ -94,9 +95,9 @@ class EvaluateConfig:
     reference_split: str = "train"
     reference_revision: str | None = None
     reference_image_column: str | None = None
-    reference_channels: Literal[1, 3] | None = None
-    reference_center_crop: bool | int = False
-    reference_resolution: int | None = None
+    reference_channels: int | None = None
+    reference_center_crop: bool | int | None = None
+    reference_resolution: int | tuple[int, int] | None = None
     reference_resize_filter: Literal["lanczos", "bicubic", "bilinear", "box", "hamming"] = "lanczos"
     shown_channels: list[int] | None = None
     colour_map: ColourMap | None = None

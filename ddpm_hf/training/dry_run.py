@@ -56,7 +56,7 @@ def dry_run(config: Config, accelerator: Accelerator, train: Callable[[Run], Non
             run.finish(*run.score())
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                print(f"{described_data(run.setup.data)}; {described_network(run.setup)}")
+                print(f"{described_data(run.setup.data)}\n{described_network(run.setup)}")
             print(cost_of(config, folder, run.seconds, accelerator.num_processes))
         finally:
             if accelerator.is_main_process:

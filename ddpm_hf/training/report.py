@@ -13,8 +13,8 @@ def described(setup: Setup) -> str:
     """Summary of the run before it starts, for a person to read."""
     training, place = setup.config.training, setup.environment
     lines = [
-        f"{described_data(setup.data)}; {described_network(setup)}; {training.steps} steps of "
-        f"{training.batch_size} images",
+        described_data(setup.data),
+        f"{described_network(setup)}; {training.steps} steps of {training.batch_size} images",
         f"{place['processes']} process(es) on {place['device']}, {place['threads_per_process']} thread(s) each, "
         f"{setup.batches.micro_batch_size} images per process and pass, {training.gradient_accumulation_steps} "
         f"pass(es) per step, mixed precision {place['mixed_precision']}; writing to {setup.config.output_dir}",

@@ -368,8 +368,7 @@ class Config:
         """The settings of the network; what follows images that are not loaded yet is that of likely ones."""
         if not follows(self.model):
             return self.model
-        size = self.data.resolution or 32 * self.model["patch_size"]
-        height, width = size if isinstance(size, list | tuple) else (size, size)
+        height, width = self.data.size or (32 * self.model["patch_size"],) * 2
         return self._followed((self.data.channels or self.model["in_channels"] or 3, height, width))
 
     def following(self, shape: tuple[int, ...]) -> "Config":
