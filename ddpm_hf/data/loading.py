@@ -118,20 +118,19 @@ def _of_found(
     config: DataConfig, found: FolderOfImages, show_progress: bool, is_one_file: bool = False
 ) -> Loaded | None:
     """Images, or what files hold; None where there are none."""
+    members = Members(found.path, config)
+    given = [*found.images]
+    try:
+        if not found.tables:
+            found = members.open(found, is_one_file)
+    except ValueError as error:
+        raise _refusal(config, str(error)) from error
     if found.images and found.tables:
         raise _refusal(
             config,
             f"it holds {len(found.images)} images and {len(found.tables)} table(s) ({shown(found.tables[0])}), and "
             "which of them is meant is not clear; give the table itself, or move it out",
         )
-    if found.tables:
-        return None
-    members = Members(found.path, config)
-    given = [*found.images]
-    try:
-        found = members.open(found, is_one_file)
-    except ValueError as error:
-        raise _refusal(config, str(error)) from error
     is_one_image = is_one_file and [*found.images] == given
     return _of_images(config, found, members, show_progress) if found.images and not is_one_image else None
 

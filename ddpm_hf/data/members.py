@@ -90,7 +90,9 @@ class Members:
         if not found.images and not found.arrays and any(map(is_archive, found.archives)):
             opened = self._open_archives(found)
             if is_one_file and not opened.images and not opened.arrays:
-                raise ValueError(f"the archive holds no images, only {opened.not_read()}")
+                tables = [f"{len(opened.tables)} table(s)"] if opened.tables else []
+                there = f", only {said}" if (said := opened.not_read(*tables)) else ""
+                raise ValueError(f"the archive holds no images{there}")
             found = opened if opened.images or opened.arrays else found
         if found.arrays and not found.images:
             self._open_arrays(found, is_one_file)

@@ -1,12 +1,13 @@
 """The pages of a TIFF: where they are, and each as a TIFF of its own, which any reader of images takes.
 
-A page is copied with its tags and its strips or tiles as they are, so that nothing is decoded here.
+A page is copied with its tags and its strips or tiles as they are, so that nothing is decoded here. The copy is never a
+BigTIFF, of which PIL reads only those of one order of bytes.
 """
 
 import re
 import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ddpm_hf.data.faults import CorruptImageError
 
@@ -17,6 +18,7 @@ Read = Callable[[int, int], bytes]
 """From an offset and a size to bytes of the file, fewer at its end."""
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_LONG, _LONG8 = 4, 16
 _LETTERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _SUBFILE, _OLD_SUBFILE, _COMPRESSION, _DESCRIPTION = 254, 255, 259, 270
 _OFFSETS, _COUNTS = (273, 324), (279, 325)
@@ -87,12 +89,19 @@ def page_alone(read: Read, page: Page) -> bytes:
         places = next(tag for tag in _OFFSETS if tag in kept)
         lengths = next(tag for tag in _COUNTS if tag in kept)
         starts, counts = _numbers(form, kept[places], values[places]), _numbers(form, kept[lengths], values[lengths])
-    except (ValueError, struct.error, KeyError, StopIteration) as error:
+    except (ValueError, struct.error, KeyError, StopIteration, OverflowError) as error:
         raise CorruptImageError("its page of the TIFF is damaged, or compressed in the old way of JPEG") from error
     pieces = [read(start + page.shift, count) if count else b"" for start, count in zip(starts, counts, strict=True)]
     if [len(piece) for piece in pieces] != counts:
         raise CorruptImageError("its page of the TIFF is truncated")
-    return _written(form, kept, values, places, pieces)
+    try:
+        for tag, (kind, number, field) in kept.items():
+            if kind == _LONG8:
+                values[tag] = struct.pack(f"{form.order}{number}I", *_numbers(form, kept[tag], values[tag]))
+                kept[tag] = (_LONG, number, field)
+        return _written(form.order, {tag: entry[:2] for tag, entry in kept.items()}, values, places, pieces)
+    except struct.error as error:
+        raise CorruptImageError("its page of the TIFF has more than 4 GiB") from error
 
 
 def _form_of(read: Read) -> _Form:
@@ -149,31 +158,33 @@ def _of_imagej(read: Read, form: _Form, page: Page) -> list[Page]:
     return [Page(page.directory, index * size) for index in range(min(int(found[1]), MOST_PAGES))]
 
 
-def _written(form: _Form, tags: dict[int, _Entry], values: dict[int, bytes], places: int, pieces: list[bytes]) -> bytes:
-    """A file of one page: header, directory, values that do not fit into it, and the pieces of the image."""
-    head, size, word = (8, 20, 8) if form.big else (2, 12, 4)
-    start = 16 if form.big else 8
-    letter, kind = ("Q", 16) if form.big else ("I", 4)
-    values = {**values, places: bytes(word * len(pieces))}  # room; what is in it follows from where all else is
-    position = start + head + size * len(tags) + word
+def _written(
+    order: str, tags: dict[int, tuple[int, int]], values: dict[int, bytes], places: int, pieces: list[bytes]
+) -> bytes:
+    """A file of one page: header, directory, values that do not fit into it, and the pieces of the image.
+
+    Args:
+        order: That of bytes in numbers, as `struct` has it.
+        tags: Type and number of the values of each.
+        values: Of each.
+        places: The tag of the places of the pieces.
+        pieces: Strips or tiles.
+    """
+    values = {**values, places: bytes(4 * len(pieces))}  # room; what is in it follows from where all else is
+    position = 8 + 2 + 12 * len(tags) + 4
     at: dict[int, int] = {}
     for tag in sorted(tags):
-        if len(values[tag]) > word:
+        if len(values[tag]) > 4:
             at[tag], position = position, position + len(values[tag]) + len(values[tag]) % 2
     offsets: list[int] = []
     for piece in pieces:
         offsets.append(position)
         position += len(piece)
-    values[places] = struct.pack(f"{form.order}{len(offsets)}{letter}", *offsets)
-    order: Any = "little" if form.order == "<" else "big"
-    mark = b"II" if form.order == "<" else b"MM"
-    version = struct.pack(f"{form.order}HHH", 43, 8, 0) if form.big else struct.pack(f"{form.order}H", 42)
-    parts = [mark, version, start.to_bytes(word, order), len(tags).to_bytes(head, order)]
+    values[places] = struct.pack(f"{order}{len(offsets)}I", *offsets)
+    parts = [b"II" if order == "<" else b"MM", struct.pack(f"{order}HIH", 42, 8, len(tags))]
     for tag in sorted(tags):
-        raw = values[tag]
-        field = at[tag].to_bytes(word, order) if tag in at else raw.ljust(word, b"\0")
-        of_kind, number = (kind, len(pieces)) if tag == places else tags[tag][:2]
-        parts.append(struct.pack(f"{form.order}HH{letter}", tag, of_kind, number) + field)
-    parts.append(bytes(word))
-    parts += [values[tag] + bytes(len(values[tag]) % 2) for tag in sorted(at)]
+        kind, number = (_LONG, len(pieces)) if tag == places else tags[tag]
+        field = struct.pack(f"{order}I", at[tag]) if tag in at else values[tag].ljust(4, b"\0")
+        parts += [struct.pack(f"{order}HHI", tag, kind, number), field]
+    parts += [bytes(4), *(values[tag] + bytes(len(values[tag]) % 2) for tag in sorted(at))]
     return b"".join([*parts, *pieces])
