@@ -20,6 +20,7 @@ import psutil
 from ddpm_hf.data.archives import Stretch, Zip, stream_of
 from ddpm_hf.data.faults import CorruptImageError
 from ddpm_hf.data.folders import shown
+from ddpm_hf.pixels import TORCH
 
 Array = npt.NDArray[Any]
 Layout = Literal["HW", "HWC", "CHW"]
@@ -99,9 +100,42 @@ def layout_in_folder(shape: tuple[int, ...], layout: Layout | None = None) -> tu
 
 def channels_last(image: Array, layout: Layout) -> Array:
     """One image as ``(H, W)`` or ``(H, W, C)``; whole numbers of 0 to 255 in a type for larger ones as uint8."""
-    if image.dtype.kind in "iu" and image.dtype not in (np.uint8, np.uint16) and image.size:
-        image = image.astype(np.uint8) if image.min() >= 0 and image.max() <= 255 else image
+    image = _narrow(image)
     return image.transpose(1, 2, 0) if layout == "CHW" else image
+
+
+def channels_first(images: Array, layout: Layout | None = None) -> Array:
+    """An array (N, ...) of images as ``(N, C, H, W)``, of a type that pixels are kept in.
+
+    Args:
+        images: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` of numbers.
+        layout: As in `layout_of`.
+
+    Raises:
+        ValueError: it is no such array; the message lacks its subject.
+    """
+    axes = layout_of_stack(images.shape, layout)
+    if images.dtype.kind not in "buif" or not images.size:
+        raise ValueError(f"is {images.dtype} of shape {images.shape}, and must be numbers, and some")
+    if images.dtype.kind == "b":
+        images = images.astype(np.uint8) * np.uint8(255)
+    images = _narrow(images)
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        raise ValueError("holds values that are not finite; fill them first")
+    if images.dtype.name not in TORCH:
+        exact = images.astype(np.float32)
+        if images.dtype.kind != "f" and not np.array_equal(exact, images):
+            raise ValueError(f"holds {images.dtype} values that float32 does not hold; scale them first")
+        images = exact
+    moved = images[:, None] if axes == "HW" else images.transpose(0, 3, 1, 2) if axes == "HWC" else images
+    return np.ascontiguousarray(moved, moved.dtype.newbyteorder("="))
+
+
+def _narrow(values: Array) -> Array:
+    """Whole numbers of 0 to 255 in a type for larger ones as uint8; all others as they are."""
+    if values.dtype.kind in "iu" and values.dtype not in (np.uint8, np.uint16) and values.size:
+        return values.astype(np.uint8) if values.min() >= 0 and values.max() <= 255 else values
+    return values
 
 
 def array_of(values: Any, dtype: str | None, layout: Layout | None) -> Array:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ddpm_hf.data.columns import rows_of
-from ddpm_hf.data.folders import list_folder
+from ddpm_hf.data.folders import FolderOfImages, list_folder, state_of
 from ddpm_hf.data.image_cache import decoded, sentence_of
 from ddpm_hf.data.loading import Loaded
+from ddpm_hf.data.members import Members
 from ddpm_hf.data.rows import settle
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.transform import Transform
@@ -34,39 +35,55 @@ def load_images(source: Path) -> Tensor:
     """Images as this program or another one has left them, ``(N, C, H, W)`` of the type that they have.
 
     Args:
-        source: A folder of images, at any depth, in the order of their paths; an ``.npz`` of ADM's layout; a
-            ``.parquet`` file or a folder of them; or a folder that `ddpm_hf.sampling.image_files` wrote.
+        source: A folder of images, at any depth, in the order of their paths, or of what else training reads: zip and
+            tar files, arrays of numpy, parquet, and TIFFs of several pages; such a file alone; or a folder that
+            `ddpm_hf.sampling.image_files` wrote.
 
     Raises:
         ValueError: there are none, they cannot be read, or they differ in size or colour.
     """
-    if source.is_dir():
+    is_file = source.is_file()
+    if is_file:
+        found = FolderOfImages(source.parent)
+        found.put(source.name, state_of(source))
+    elif source.is_dir():
         check_hashes(source)
         if (source / "samples.npz").exists():
             return _of_npz(source / "samples.npz")
         if (source / "samples.npy").exists():
             return _of_npy(source / "samples.npy")
         found = list_folder(source)
-        if found.images and found.tables:
-            raise ValueError(
-                f"{source} holds {len(found.images)} images and {len(found.tables)} table(s) ({found.tables[0]}), and "
-                "which of them are the samples is not clear; give the table itself, or move it out"
-            )
-        if not found.images and not found.tables:
-            there = f", only {found.not_read()}" if found.others or found.archives else ""
-            raise ValueError(f"{source} holds no images{there}; expected images, samples.npz or parquet")
-        if found.others.keys() - _BESIDE or found.archives:
-            logger.warning("in %s are not read: %s", source, found.not_read())
-        if found.tables:
-            return torch.cat([_of_table(source / table) for table in found.tables])
-        paths = {"image": list(found.images)}
-        features = datasets.Features({"image": datasets.Value("string")})
-        return _read(source, datasets.Dataset.from_dict(paths, features=features), source)
-    if source.is_file() and source.suffix == ".npz":
-        return _of_npz(source)
-    if source.is_file() and source.suffix == ".parquet":
-        return _of_table(source)
-    raise ValueError(f"{source} is no folder of images, .npz or .parquet file")
+    else:
+        raise ValueError(f"{source} is no file or folder of images")
+    found, members = _opened(source, found, is_file)
+    if found.images and found.tables:
+        raise ValueError(
+            f"{source} holds {len(found.images)} images and {len(found.tables)} table(s) ({found.tables[0]}), and "
+            "which of them are the samples is not clear; give the table itself, or move it out"
+        )
+    if not found.images and not found.tables:
+        there = f", only {found.not_read()}" if found.not_read() else ""
+        raise ValueError(
+            f"{source} holds no images{there}; expected images, or a file of them (zip, npz, parquet, ...)"
+        )
+    if (+found.others).keys() - _BESIDE or found.archives or found.arrays:
+        logger.warning("in %s are not read: %s", source, found.not_read())
+    if found.tables:
+        return torch.cat([_of_table(found.path / table) for table in found.tables])
+    images = {"image": list(found.images)}
+    dataset = datasets.Dataset.from_dict(images, features=datasets.Features({"image": datasets.Value("string")}))
+    return _read(source, Loaded(dataset, "", found.path, advises=False, fetch=members.fetch))
+
+
+def _opened(source: Path, found: FolderOfImages, is_file: bool) -> tuple[FolderOfImages, Members]:
+    """What files hold that hold images. Channels of an array that may be first or last are last, as ADM has them."""
+    for layout in (None, "HWC") if is_file and found.arrays else (None,):
+        members = Members(found.path, DataConfig(name=str(source), layout=layout))
+        try:
+            return found if found.tables else members.open(found, is_file), members
+        except ValueError as error:
+            wrong = error
+    raise ValueError(f"{source}: {str(wrong).partition('; give data.')[0]}") from wrong
 
 
 def _of_npz(path: Path) -> Tensor:
@@ -99,7 +116,7 @@ def _of_table(path: Path) -> Tensor:
         dataset = datasets.Dataset(table)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
-    return _read(path, dataset, path.parent)
+    return _read(path, Loaded(dataset, "", path.parent, advises=False))
 
 
 def _arrow(path: Path) -> pa.Table:
@@ -107,8 +124,8 @@ def _arrow(path: Path) -> pa.Table:
         return pa.ipc.open_stream(file).read_all()
 
 
-def _read(source: Path, dataset: datasets.Dataset, folder: Path) -> Tensor:
-    rows = rows_of(DataConfig(name=str(source)), Loaded(dataset, "", folder, advises=False))
+def _read(source: Path, loaded: Loaded) -> Tensor:
+    rows, dataset = rows_of(DataConfig(name=str(source)), loaded), loaded.dataset
     transform = settle(rows, Transform())
     images = torch.empty(len(dataset), *(transform.shape or ()), dtype=TORCH[transform.first_dtype or "uint8"])
     corrupt, position = list[str](), 0

@@ -1,6 +1,7 @@
 """A data set of images for training, and which of them make up the batch of a given step."""
 
 import functools
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
+from ddpm_hf.data.arrays import Layout, channels_first
 from ddpm_hf.data.augmentation import check_crop, middles, random_windows
 from ddpm_hf.data.columns import num_classes_of, rows_of
 from ddpm_hf.data.image_cache import cached_images
@@ -19,7 +21,7 @@ from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.streaming import StreamedImages
 from ddpm_hf.data.transform import Transform
 from ddpm_hf.data.value_range import format_of
-from ddpm_hf.pixels import EIGHT_BITS, PixelFormat
+from ddpm_hf.pixels import EIGHT_BITS, LARGEST, PixelFormat
 from ddpm_hf.randomness import random_stream
 
 
@@ -83,6 +85,58 @@ class ImageData:
         if self.labels is not None and self.num_classes is None:
             object.__setattr__(self, "num_classes", int(self.labels.max()) + 1)
 
+    @classmethod
+    def of(
+        cls,
+        images: Any,
+        labels: Any = None,
+        *,
+        layout: Layout | None = None,
+        value_range: tuple[float, float] | None = None,
+        name: str = "images",
+    ) -> "ImageData":
+        """Images that are in memory, as in a notebook, for `ddpm_hf.training.setup.build` or to be scored against.
+
+        Args:
+            images: Array or tensor of numbers, ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``.
+            labels: Integers of 0 or more, ``(N,)``; None for no classes.
+            layout: Axes of one image; None decides as the setting ``data.layout`` does.
+            value_range: Values that become -1 and 1. None takes all values of uint8 and uint16; other types need it.
+            name: For messages.
+
+        Raises:
+            ValueError: these are no images or labels, or it is not clear what their axes or values mean.
+        """
+        try:
+            array = channels_first(_as_array(images), layout)
+        except ValueError as error:
+            raise ValueError(f"the array of {name!r} {str(error).replace('data.layout', 'layout')}") from error
+        dtype = array.dtype.name
+        if value_range is None and dtype not in LARGEST:
+            raise ValueError(
+                f"the array of {name!r} holds {dtype} values from {array.min():.4g} to {array.max():.4g}, which have "
+                "no range of their own; give value_range=(low, high)"
+            )
+        low, high = value_range or (0, LARGEST[dtype])
+        digest = hashlib.sha256(f"{array.shape}{dtype}".encode() + array.data)
+        numbers = None
+        if labels is not None:
+            numbers = _as_array(labels)
+            if numbers.shape != array.shape[:1] or numbers.dtype.kind not in "iu" or numbers.min() < 0:
+                raise ValueError(
+                    f"labels of {name!r} are {numbers.dtype} of shape {numbers.shape} and must be integers of 0 or "
+                    f"more, {array.shape[:1]}"
+                )
+            numbers = numbers.astype(np.int64)
+            digest.update(numbers.data)
+        return cls(
+            name,
+            torch.from_numpy(array),
+            None if numbers is None else torch.from_numpy(numbers),
+            digest.hexdigest()[:32],
+            format=PixelFormat(dtype, (low,), (high,)),
+        )
+
     def __len__(self) -> int:
         return self.images.shape[0]
 
@@ -121,6 +175,13 @@ class ImageData:
             fingerprint=f"{self.fingerprint}-{size[0]}x{size[1]}",
             remark="; ".join(filter(None, [self.remark, said])),
         )
+
+
+def _as_array(values: Any) -> npt.NDArray[Any]:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    return np.asarray(values)
 
 
 def load_image_data(config: DataConfig, show_progress: bool = False) -> ImageSource:

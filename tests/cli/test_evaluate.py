@@ -355,9 +355,9 @@ def not_numbers(folder: Path) -> Path:
     return folder / "x.npz"
 
 
-def without_arr_0(folder: Path) -> Path:
+def several_arrays(folder: Path) -> Path:
     folder.mkdir()
-    np.savez(folder / "x.npz", images=np.zeros((9, 8, 8, 1), np.uint8))
+    np.savez(folder / "x.npz", real=np.zeros((9, 8, 8, 1), np.uint8), drawn=np.zeros((9, 8, 8, 1), np.uint8))
     return folder / "x.npz"
 
 
@@ -369,15 +369,15 @@ def empty(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (empty, "holds no images; expected images, samples.npz or parquet"),
-        (lambda folder: folder / "nowhere", "is no folder of images, .npz or .parquet file"),
+        (empty, "holds no images; expected images, or a zip, tar, .npz, .npy or parquet of them"),
+        (lambda folder: folder / "nowhere", "is no file or folder of images"),
         (mixed_sizes, "zz.png) of"),
         (grey_and_colour, "is in colour and the first one is grey; all must have one size, type and colour"),
         (half_a_png, "row 5 (000000/000005.png): image file is truncated; repair them, or take them out"),
         (lambda folder: write(folder, fakes(3)), "holds 3 images, and 4 are wanted"),
         (in_colour, "has images of (3, 8, 8) and digits of (1, 8, 8)"),
-        (not_numbers, "is float64 of shape (9, 8, 8, 1) and must be (N, H, W, C) of uint8"),
-        (without_arr_0, "has no array arr_0"),
+        (not_numbers, "9 of the 9 images of"),
+        (several_arrays, "x.npz holds several arrays of images, real, drawn"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -17,10 +17,12 @@ from PIL import Image
 
 from ddpm_hf import DDPMCustomPipeline
 from ddpm_hf.command_line import parse_config
+from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.data.settings import DataConfig
-from ddpm_hf.data.sources import load_cached_images, load_image_data
+from ddpm_hf.data.sources import ImageData, load_cached_images, load_image_data
 from ddpm_hf.training.report import described_data
 from ddpm_hf.training.run import Run
+from ddpm_hf.training.settings import Config
 from ddpm_hf.training.setup import build
 from tests.data.packing import Array, encoded, in_folder, npy, npz, png, tarred, write, zipped
 from train_accelerate import train
@@ -167,27 +169,82 @@ def test_a_stream_of_every_source_has_the_same_images_and_labels(source: str, tm
         assert labels.tolist() == LABELS[order].tolist()
 
 
+TABLES = ("parquet of paths", "save_to_disk", "nested lists", "npz of MNIST")
+
+
+@pytest.mark.parametrize("source", [source for source in EVERY if source not in TABLES])
+def test_samples_in_the_form_of_every_source_are_scored_as_they_are(source: str, tmp_path: Path) -> None:
+    assert torch.equal(load_images(EVERY[source](tmp_path)), truth_of(source))
+
+
+def tiny_config(folder: Path, *words: object) -> Config:
+    """A network of the smallest kind, two steps, and four images drawn."""
+    small = [
+        *("--output_dir", folder / "run", "--threads", 1, "--training.steps", 2, "--training.batch_size", 4, "--quiet"),
+        *("--data.name", folder, "--data.resolution", "null", "--data.cache_dir", folder / "cache"),
+        *("--model.block_out_channels", "[8]", "--model.norm_num_groups", 4, "--model.layers_per_block", 1),
+        *("--model.attention_head_dim", "null"),
+        *("--model.down_block_types", "[DownBlock2D]", "--model.up_block_types", "[UpBlock2D]"),
+        *("--evaluation.num_images", 4, "--evaluation.grid_images", 4, "--evaluation.num_inference_steps", 2),
+    ]
+    return parse_config([str(word) for word in [*small, *words]], ROOT / "configs" / "train" / "photos.yaml")
+
+
 @pytest.mark.parametrize("source", EVERY)
 def test_a_run_trains_on_every_source_and_draws(source: str, tmp_path: Path) -> None:
-    channels = truth_of(source).shape[1]
-    words = [
-        *(
-            "--data.name",
-            EVERY[source](tmp_path),
-            "--data.cache_dir",
-            tmp_path / "cache",
-            "--output_dir",
-            tmp_path / "run",
-        ),
-        *("--model.in_channels", channels, "--model.out_channels", channels, "--model.block_out_channels", "[8]"),
-        *("--model.down_block_types", "[DownBlock2D]", "--model.up_block_types", "[UpBlock2D]"),
-        *("--model.norm_num_groups", 4, "--model.layers_per_block", 1, "--training.steps", 2, "--threads", 1),
-        *("--training.batch_size", 4, "--training.sample_every", "null", "--evaluation.extractor", "null"),
-        *("--evaluation.held_out_split", "null", "--evaluation.num_images", 4, "--evaluation.num_inference_steps", 2),
-        *("--evaluation.timestep_spacing", "trailing", "--evaluation.grid_images", 4, "--quiet"),
-    ]
-    run = Run(build(parse_config([str(word) for word in words], ROOT / "configs/train/digits.yaml"), Accelerator()))
+    run = Run(build(tiny_config(tmp_path, "--data.name", EVERY[source](tmp_path)), Accelerator()))
     train(run)
     run.finish(*run.score())
     drawn = DDPMCustomPipeline.from_pretrained(tmp_path / "run")(seeds=[0, 1], num_inference_steps=2).images
     assert [image.size for image in drawn] == [(8, 8)] * 2
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "floats", "lists"])
+def test_a_run_trains_on_an_array_of_a_notebook(tmp_path: Path, kind: str) -> None:
+    images: dict[str, tuple[Any, Any]] = {
+        "array": (RGB, None),
+        "tensor": (torch.from_numpy(CHANNELS_FIRST.copy()), None),
+        "floats": (torch.from_numpy(RGB / np.float32(255)).double(), (0.0, 1.0)),
+        "lists": (RGB.tolist(), None),
+    }
+    values, value_range = images[kind]
+    data = ImageData.of(values, LABELS, value_range=value_range)
+    x_0 = data.format.to_model(data.images)
+    assert torch.allclose(x_0, torch.from_numpy(CHANNELS_FIRST / np.float32(127.5) - 1), atol=1e-6)
+    assert (data.num_classes, data.fingerprint) == (
+        2,
+        ImageData.of(values, LABELS, value_range=value_range).fingerprint,
+    )
+    run = Run(build(tiny_config(tmp_path), Accelerator(), data))
+    train(run)
+    run.finish(*run.score())
+    assert DDPMCustomPipeline.from_pretrained(tmp_path / "run")(seeds=[0], num_inference_steps=2).images[0].size == (
+        8,
+        8,
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "settings", "said"),
+    [
+        (np.zeros((4, 784)), None, {}, r"the array of 'images' has the shape \(4, 784\), and images have"),
+        (np.zeros((4, 9, 9, 13)), None, {}, r"\(N, 9, 9, 13\), whose channels .*; give layout HWC or CHW"),
+        (np.zeros((4, 8, 8)), None, {}, r"float32 values from 0 to 0, which have no range .*; give value_range="),
+        (np.full((4, 8, 8), np.nan), None, {"value_range": (0, 1)}, "holds values that are not finite"),
+        (np.array([[["a"]]]), None, {}, r"is <U1 of shape \(1, 1, 1\), and must be numbers"),
+        (
+            GREY,
+            LABELS[:3],
+            {},
+            r"are int64 of shape \(3,\) and must be integers of 0 or more, \(6,\)",
+        ),
+        (GREY, -LABELS, {}, r"must be integers of 0 or more"),
+        (GREY, LABELS + 0.5, {}, r"labels of 'images' are float64"),
+    ],
+)
+def test_arrays_of_a_notebook_that_are_not_clear_are_refused(
+    images: Array, labels: Any, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        ImageData.of(images, labels, **settings)
+    assert "\n" not in str(caught.value)
