@@ -23,8 +23,8 @@ from ddpm_hf.data.members import Members
 from ddpm_hf.data.settings import DataConfig
 
 DIGITS = Path(__file__).parents[1] / "assets" / "digits"
-DESCRIBED = 5
-"""Classes that a message names."""
+# What a data set says of itself.
+_CARDS = ("README.md", "dataset_infos.json")
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,12 @@ def _saved_to_disk(config: DataConfig, path: Path) -> Loaded:
     parts = saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
     dataset = _cut(config, {name: len(part) for name, part in parts.items()}, lambda name: parts[name])
     files = sorted(file for file in path.rglob("*.arrow"))
+    others = [f"{len(part)} image(s) of the split {name}" for name, part in parts.items() if name not in config.split]
+    remark = f"not read: {', '.join(others)}" if others else ""
     if config.streaming:
-        return Loaded(dataset.to_iterable_dataset(), _hash([config.split, content_of(files)]))
-    return Loaded(dataset, _hash([config.split, *map(state_of, files)]))
+        stream = dataset.to_iterable_dataset()
+        return Loaded(stream, _hash([config.split, content_of(files)]), remark=remark)
+    return Loaded(dataset, _hash([config.split, *map(state_of, files)]), remark=remark)
 
 
 def _cut(config: DataConfig, lengths: dict[str, int], part_of: Callable[[str], Any]) -> datasets.Dataset:
@@ -219,14 +222,15 @@ def _by_datasets(config: DataConfig, show_progress: bool) -> Loaded:
     if state:  # datasets knows a changed file by its time alone, which can be the same
         spec["cache_dir"] = str(datasets.config.HF_DATASETS_CACHE / "local" / state)
     try:
+        builder: Any = datasets.load_dataset_builder(**spec) if config.streaming or files else None
+        remark = _not_used(config, files, builder.config.data_files) if Path(config.name).is_dir() else ""
         if config.streaming:
-            builder = datasets.load_dataset_builder(**spec)
             stream = builder.as_streaming_dataset(split=config.split)
             before = _state_of_files(builder.config.data_files, config)
             source = _hash([before, content_of(files, show_progress)]) if files else before
-            return Loaded(stream, source, _folder(config), source_before=lambda: before)
+            return Loaded(stream, source, _folder(config), remark, source_before=lambda: before)
         dataset = datasets.load_dataset(split=config.split, **spec)
-        return Loaded(dataset, f"{dataset._fingerprint}{state}", _folder(config))
+        return Loaded(dataset, f"{dataset._fingerprint}{state}", _folder(config), remark)
     except Exception as error:  # datasets' builders raise almost anything at files that they do not expect
         # datasets' own errors for broken files hold the reason only in their cause; those of the Hub say it better.
         is_of_the_hub = isinstance(error, datasets.exceptions.DatasetNotFoundError)
@@ -238,6 +242,21 @@ def _by_datasets(config: DataConfig, show_progress: bool) -> Loaded:
             ) from error
         hint = "a stream has no slices, so data.split must be a plain name" if config.streaming else ""
         raise _refusal(config, _one_line(root).rstrip("."), hint) from error
+
+
+def _not_used(config: DataConfig, files: list[Path], data_files: Any) -> str:
+    """The files of a folder that are not read, counted; and those of other splits."""
+    used = {str(split): {Path(str(path)).resolve() for path in paths} for split, paths in (data_files or {}).items()}
+    if not used:
+        return ""
+    left = Counter[str]()
+    for path in files:
+        if not any(path.resolve() in paths for paths in used.values()) and path.name not in _CARDS:
+            is_hidden = any(part.startswith(".") for part in path.relative_to(config.name).parts)
+            left["hidden" if is_hidden else path.suffix.lower() or "without an ending"] += 1
+    others = [f"{len(paths)} file(s) of the split {name}" for name, paths in used.items() if name not in config.split]
+    counted = ", ".join([*others, *(f"{count} {kind}" for kind, count in sorted(left.items()))])
+    return f"not read: {counted}" if counted else ""
 
 
 def _matches(pattern: str) -> list[Path]:

@@ -166,7 +166,7 @@ def _written(
     Args:
         order: That of bytes in numbers, as `struct` has it.
         tags: Type and number of the values of each.
-        values: Of each.
+        values: Bytes of the values of each.
         places: The tag of the places of the pieces.
         pieces: Strips or tiles.
     """

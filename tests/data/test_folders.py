@@ -174,6 +174,20 @@ def test_what_save_to_disk_left_is_read(tmp_path: Path, streaming: bool, parts: 
         load(tmp_path / "saved")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_not_read_beside_tables_is_counted_and_named(tmp_path: Path, streaming: bool) -> None:
+    folder = write(tmp_path / "set", "notes.txt", "a.bin", ".git/config", "README.md")
+    images = [Image.new("L", (2, 2), i) for i in range(3)]
+    table = datasets.Dataset.from_dict({"image": images}, features=datasets.Features(image=datasets.Image()))
+    for name in ("train", "test"):
+        table.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    data: Any = load_image_data(DataConfig(str(folder), streaming=streaming, cache_dir=tmp_path / "cache"))
+    assert data.remark == "not read: 1 file(s) of the split test, 1 .bin, 1 .txt, 1 hidden"
+    datasets.DatasetDict(train=table, test=table).save_to_disk(tmp_path / "saved")
+    data = load_image_data(DataConfig(str(tmp_path / "saved"), streaming=streaming, cache_dir=tmp_path / "cache"))
+    assert data.remark == "not read: 3 image(s) of the split test"
+
+
 def described(folder: Path, ending: str, rows: list[dict[str, Any]]) -> Path:
     table = datasets.Dataset.from_list(rows)
     {"csv": table.to_csv, "jsonl": table.to_json, "parquet": table.to_parquet}[ending](folder / f"metadata.{ending}")
