@@ -111,6 +111,7 @@ class ImageData:
             array = channels_first(_as_array(images), layout)
         except ValueError as error:
             raise ValueError(f"the array of {name!r} {str(error).replace('data.layout', 'layout')}") from error
+        array = array if array.flags.writeable else array.copy()  # torch has no tensors that are not
         dtype = array.dtype.name
         if value_range is None and dtype not in LARGEST:
             raise ValueError(
