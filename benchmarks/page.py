@@ -25,6 +25,7 @@ SUITES = (
     "guidance",
     "objectives",
     "sizes",
+    "memorisation",
 )
 """All there are, in the page's order."""
 INTRODUCTION = """\

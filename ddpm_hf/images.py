@@ -41,7 +41,8 @@ class Display:
     Args:
         format: what their numbers mean; its range goes to 0 .. 255.
         channels: which channels are shown, from 0: one as grey, two as magenta and green, three as red, green and
-            blue. None: all of an image with up to three, the first three of one with more.
+            blue. None: all of an image with up to three, the first three of one with more; and where the last one is
+            opacity, the others on white.
         colour_map: matplotlib's name of the colours for a single channel; None is grey.
     """
 
@@ -62,7 +63,7 @@ class Display:
         if self.colour_map is not None:
             import matplotlib
 
-            shown = len(self.channels or range(num_channels))
+            shown = len(self.channels or range(num_channels - self.format.alpha))
             if shown > 1:
                 raise ValueError(
                     f"colour_map is {self.colour_map} and colours one channel, and {min(shown, 3)} are shown; leave it "
@@ -103,11 +104,13 @@ def as_pictures(images: Tensor, display: Display = PLAIN) -> Tensor:
         ValueError: they have no such channels.
     """
     display.check(images.shape[1])
+    if not display.format.is_plain:
+        images = EIGHT_BITS.from_model(display.format.to_model(images))
+    if display.format.alpha and display.channels is None:
+        images = _on_white(images)
     channels = list(display.channels or range(min(3, images.shape[1])))
     if len(channels) == 2:
         channels = [channels[0], channels[1], channels[0]]  # magenta and green, which make grey where they are equal
-    if display.format != EIGHT_BITS:
-        images = EIGHT_BITS.from_model(display.format.to_model(images))
     shown = images if channels == list(range(images.shape[1])) else images[:, channels]
     if display.colour_map is None:
         return shown
@@ -117,14 +120,19 @@ def as_pictures(images: Tensor, display: Display = PLAIN) -> Tensor:
     return torch.from_numpy(colours)[shown[:, 0].cpu().long()].permute(0, 3, 1, 2)
 
 
-def to_pil(images: Tensor) -> list[Image.Image]:
-    """uint8 (B, C, H, W) with C = 1 (grey) or 3 (RGB) to one PIL image each.
+def _on_white(images: Tensor) -> Tensor:
+    """uint8 (N, C + 1, H, W), the last channel opacity, to (N, C, H, W)."""
+    colours, opacity = images[:, :-1].float(), images[:, -1:].float() / 255
+    return (colours * opacity + 255 * (1 - opacity)).round().to(torch.uint8)
+
+
+def to_pil(images: Tensor, has_alpha: bool = False) -> list[Image.Image]:
+    """uint8 (B, C, H, W) with C = 1 (grey) or 3 (RGB), or one more for opacity, to one PIL image each.
 
     Raises:
         ValueError: for other numbers of channels.
     """
-    if images.shape[1] not in (1, 3):
-        raise ValueError(f"images with {images.shape[1]} channels are no pictures; expected 1 (grey) or 3 (RGB).")
+    check_picture(images.shape[1], has_alpha)
     arrays = images.cpu().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array) for array in arrays]
 
@@ -132,6 +140,19 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 def scale_of(images: Tensor) -> int:
     """The whole factor by which small images (..., H, W) are enlarged in a picture."""
     return max(1, ENLARGED_TO // max(images.shape[-2:]))
+
+
+def check_picture(channels: int, has_alpha: bool = False) -> None:
+    """Refuse numbers of channels that PIL has no form for.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if channels - has_alpha not in (1, 3):
+        raise ValueError(
+            f"images with {channels} channels are no pictures; expected 1 (grey) or 3 (RGB). Ask a pipeline for "
+            "output_type 'values', 'np' or 'pt', or show some channels by images.as_pictures."
+        )
 
 
 def image_grid(

@@ -21,7 +21,7 @@ from ddpm_hf.hub.cards import Subject, model_card
 from ddpm_hf.hub.downloads import fetched
 from ddpm_hf.hub.public_files import public_files
 from ddpm_hf.hub.repository import Repository, is_of_the_hub, told_in_one_sentence
-from ddpm_hf.images import to_pil, to_uint8, to_unit_range
+from ddpm_hf.images import check_picture, to_pil, to_uint8, to_unit_range
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.pixels import PixelFormat
 from ddpm_hf.randomness import generators_of
@@ -126,6 +126,8 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         given = {"batch_size": batch_size, "seeds": seeds, "generators": generator, "class_labels": class_labels}
         batch_size, device = number_of_images(given), self._execution_device
         shape = (batch_size, *image_shape(self.unet))
+        if output_type == "pil":
+            check_picture(shape[1], self.format.alpha)
         check_memory(shape, device)
         if seeds is not None:
             generator = generators_of(seeds)
@@ -147,7 +149,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             on_step=on_step if callback_on_step_end else None,
         )
         self.maybe_free_model_hooks()
-        images = self.format.from_model(x_0) if output_type == "values" else _as_output(x_0, output_type)
+        images = _as_output(x_0, output_type, self.format)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def denoise(
@@ -316,12 +318,14 @@ def _adopt_scheduler(scheduler: Any) -> Any:
     return OURS[type(scheduler).__name__].from_config(scheduler.config) if is_theirs else scheduler
 
 
-def _as_output(x_0: Tensor, output_type: str) -> Any:
+def _as_output(x_0: Tensor, output_type: str, format: PixelFormat) -> Any:
+    if output_type == "values":
+        return format.from_model(x_0)
     if output_type == "pt":
         return to_unit_range(x_0)
     if output_type in ("np", "numpy"):
         return to_unit_range(x_0.float()).cpu().permute(0, 2, 3, 1).numpy()
-    return to_pil(to_uint8(x_0)) if output_type == "pil" else to_uint8(x_0)
+    return to_pil(to_uint8(x_0), format.alpha) if output_type == "pil" else to_uint8(x_0)
 
 
 def check_local_folder(path: Path, needs_weights: bool = True) -> None:

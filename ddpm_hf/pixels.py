@@ -1,7 +1,7 @@
 """What the numbers of images mean: their type, and the values that the network sees as -1 and 1."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import torch
@@ -77,6 +77,11 @@ class PixelFormat:
         if self.dtype in LARGEST:
             values = values.round().clamp(0, LARGEST[self.dtype])
         return values.to(TORCH[self.dtype])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the numbers are those of pictures of 8 bits, with opacity or without."""
+        return replace(self, alpha=False) == EIGHT_BITS
 
     @property
     def half_bin(self) -> tuple[float, ...]:

@@ -120,3 +120,19 @@ def test_captions_stand_below_their_images_and_change_none_of_them() -> None:
     assert all((tile[:32] == 50).all() for tile in tiles)
     ink = [int((tile[33:] > 100).sum()) for tile in tiles]
     assert ink[0] == 0 < ink[1] < ink[2]
+
+
+def test_opacity_lets_white_through_in_pictures_and_stays_in_pil() -> None:
+    images = torch.tensor([200, 100, 0, 51], dtype=torch.uint8).view(1, 4, 1, 1)
+    with_opacity = PixelFormat(alpha=True)
+    assert as_pictures(images, Display(with_opacity)).flatten().tolist() == [244, 224, 204]
+    assert as_pictures(images[:, 2:], Display(with_opacity)).flatten().tolist() == [204]
+    assert as_pictures(images, Display(with_opacity, (3,))).flatten().tolist() == [51]
+    deep = PixelFormat("uint16", (0,), (65535,), alpha=True)
+    assert as_pictures((images.int() * 257).to(torch.uint16), Display(deep)).flatten().tolist() == [244, 224, 204]
+    (picture,) = to_pil(images, has_alpha=True)
+    assert (picture.mode, picture.getpixel((0, 0))) == ("RGBA", (200, 100, 0, 51))
+    assert to_pil(images[:, 2:], has_alpha=True)[0].mode == "LA"
+    for channels, has_alpha in ((4, False), (2, False), (3, True), (5, True)):
+        with pytest.raises(ValueError, match=f"images with {channels} channels are no pictures"):
+            to_pil(torch.zeros(1, channels, 1, 1, dtype=torch.uint8), has_alpha)

@@ -178,6 +178,19 @@ def test_outputs(ddim: Any) -> None:
     assert isinstance(ddim(**run, return_dict=False), tuple)
 
 
+def test_images_that_are_no_pictures_are_refused_before_they_are_drawn() -> None:
+    pipe = quiet(DDPMCustomPipeline(make_unet(in_channels=5, out_channels=5), DDIMScheduler()))
+
+    def never(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("a step was taken")
+
+    pipe.denoise, denoise = never, pipe.denoise
+    with pytest.raises(ValueError, match=r"images with 5 channels are no pictures; .* output_type 'values'"):
+        pipe(num_inference_steps=2)
+    pipe.denoise = denoise
+    assert pipe(num_inference_steps=2, output_type="np").images.shape[3] == 5
+
+
 def test_steps_and_grids(ddim: Any, ddpm: Any) -> None:
     for pipe, options, expected in [
         (ddim, {}, 50),

@@ -16,21 +16,28 @@ from ddpm_hf.metrics.evaluation import Score
 from ddpm_hf.metrics.figures import save_bound
 from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.sampling.denoising import image_shape
+from ddpm_hf.settings import named
 
 
-def load_model(name: str, folder: str, reference: ImageData) -> DDPMCustomPipeline:
-    """The pipeline in a folder.
+def check_model(name: str, pipe: DDPMCustomPipeline, reference: ImageData) -> None:
+    """See that a model can be scored on some images.
 
     Args:
         name: The model's, for messages.
-        folder: Where it is on this machine.
-        reference: The images that it is to be scored on.
+        pipe: The model.
+        reference: The images.
 
     Raises:
-        ValueError: its images have another shape than the reference's, or it is class-conditional and the reference
-            has no labels.
+        ValueError: its images have another type or shape than the reference's, or no bits; or it is class-conditional
+            and the reference has no labels.
     """
-    pipe: DDPMCustomPipeline = DDPMCustomPipeline.from_pretrained(folder)
+    with named(f"{name} makes images that cannot be scored so: "):
+        pipe.format.half_bin  # noqa: B018  # which there may not be
+    if pipe.format.dtype != reference.format.dtype:
+        raise ValueError(
+            f"{name} makes {pipe.format.dtype} images and {reference.name} has {reference.format.dtype} ones; give "
+            "images like those that it was trained on (--reference_dtype uint8 rounds those of 16 bits)"
+        )
     shape = image_shape(pipe.unet)
     if shape != reference.shape:
         raise ValueError(
@@ -39,7 +46,6 @@ def load_model(name: str, folder: str, reference: ImageData) -> DDPMCustomPipeli
         )
     if pipe.unet.config.num_class_embeds is not None and reference.labels is None:
         raise ValueError(f"{name} knows classes and {reference.name} has no labels; give images with labels")
-    return pipe
 
 
 def described(name: str, pipe: DDPMCustomPipeline, method: str) -> dict[str, Any]:

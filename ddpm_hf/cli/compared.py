@@ -1,6 +1,6 @@
 """The images that ddpm-hf-evaluate compares: samples, the reference and held-out ones, and whether they fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,16 @@ from ddpm_hf.cli.evaluate import EvaluateConfig
 from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageData, load_cached_images
+from ddpm_hf.data.value_range import format_of_type, percentiles
 from ddpm_hf.files import sha256_of
 from ddpm_hf.manifest import read_manifest
 from ddpm_hf.metrics.reference import FeatureExtraction, Statistics
 from ddpm_hf.metrics.table import METRICS, fewest_images
 from ddpm_hf.pixels import LARGEST, PixelFormat
 from ddpm_hf.settings import renamed
+
+SINCE = ("reference_alpha", "reference_background", "reference_dtype", "reference_value_range")
+"""Settings that earlier manifests lack, and that new ones have where they are not as usual."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,32 @@ def load_samples(name: str, config: EvaluateConfig) -> Tensor:
     return images[:wanted]
 
 
+def format_of_samples(names: Sequence[str]) -> PixelFormat | None:
+    """What the manifests of samples say of their numbers; None where none says anything.
+
+    Raises:
+        ValueError: they say different things.
+    """
+    found: dict[PixelFormat, str] = {}
+    for name in names:
+        manifest = read_manifest(Path(name)) if Path(name).is_dir() else None
+        if manifest is not None and (pixels := manifest["settings"].get("pixels")):
+            found.setdefault(PixelFormat.from_dict(pixels), name)
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        raise ValueError(
+            f"{first} holds {one} and {second} {other}; samples in different ranges of values cannot be compared"
+        )
+    return next(iter(found), None)
+
+
+def in_range_of(format: PixelFormat | None, data: DataConfig) -> DataConfig:
+    """A data set in the range of values of some samples, unless the user gave it another one."""
+    if format is None or format.is_plain or data.value_range is not None:
+        return data
+    return replace(data, value_range=(min(format.low), max(format.high)))
+
+
 def load_reference(config: EvaluateConfig, sets: Mapping[str, Tensor], show_progress: bool) -> Reference:
     """The real images, or what a file says of them.
 
@@ -64,7 +94,7 @@ def load_reference(config: EvaluateConfig, sets: Mapping[str, Tensor], show_prog
     Raises:
         ValueError: they cannot be read, are too few, or are not enough for the metrics.
     """
-    path = Path(config.reference)
+    path, known = Path(config.reference), format_of_samples(list(sets))
     statistics = Statistics.load(path) if path.suffix == ".npz" else None
     if statistics is not None:
         if config.has_held_out:
@@ -74,8 +104,10 @@ def load_reference(config: EvaluateConfig, sets: Mapping[str, Tensor], show_prog
             )
         name, images = next(iter(sets.items()))
         settings = {"name": config.reference, "sha256": sha256_of(path)}
-        return Reference(settings, _whole_range(name, images), statistics=statistics)
-    reference = _load_real(config, config.reference_data(), show_progress, "reference")
+        return Reference(settings, known or _whole_range(name, images), statistics=statistics)
+    reference = _load_real(config, in_range_of(known, config.reference_data()), show_progress, "reference")
+    if known is not None and config.reference_value_range is None and reference.format.dtype == known.dtype:
+        reference = replace(reference, format=known)  # with a range for each channel, where the training had one
     assert reference.images is not None
     if len(reference.images) < fewest_images(config.scored):
         raise ValueError(
@@ -91,38 +123,51 @@ def load_held_out(config: EvaluateConfig, reference: Reference, show_progress: b
     Raises:
         ValueError: they cannot be read, or do not go with the reference.
     """
-    data = config.held_out_data()
+    of_reference = config.held_out_data()
+    # Percentiles are those of the reference.
+    data = in_range_of(reference.format, replace(of_reference, value_range=None))
     held_out = _load_real(config, data, show_progress, "held_out")
-    assert held_out.images is not None
-    assert reference.images is not None
     if held_out.fingerprint == reference.fingerprint:
         raise ValueError(
             f"the held-out images are those of the reference, {config.reference}; give others by --held_out_split or "
             "--held_out"
         )
-    shapes = tuple(held_out.images.shape[1:]), tuple(reference.images.shape[1:])
+    if held_out.format.dtype == reference.format.dtype:
+        held_out = replace(held_out, format=reference.format)
+    images = held_out.images
+    assert images is not None
+    assert reference.images is not None
+    shapes = tuple(images.shape[1:]), tuple(reference.images.shape[1:])
     if shapes[0] != shapes[1] or held_out.format != reference.format:
         raise ValueError(
             f"the held-out images are {held_out.format.dtype} of {shapes[0]} and {config.reference} holds "
             f"{reference.format.dtype} ones of {shapes[1]} (channels, height, width); give images of the same form"
         )
-    if len(held_out.images) < fewest_images(config.scored):
+    if len(images) < fewest_images(config.scored):
         raise ValueError(
-            f"there are {len(held_out.images)} held-out images, and the metrics need {fewest_images(config.scored)}"
+            f"there are {len(images)} held-out images, and the metrics need {fewest_images(config.scored)}"
         )
     settings = {"name": data.name, "split": data.split, "fingerprint": held_out.fingerprint}
-    return replace(held_out, settings={**settings, "num_images": len(held_out.images)})
+    return replace(held_out, settings={**settings, "num_images": len(images)})
 
 
 def _load_real(config: EvaluateConfig, data: DataConfig, show_progress: bool, setting: str) -> Reference:
     path = Path(data.name)
     if path.suffix == ".npz":
         images, fingerprint = load_images(path), sha256_of(path)
-        format = _whole_range(data.name, images)
+        with renamed({"data.value_range": "--reference_value_range"}):
+            format = _format_of_array(data, images)
     else:
         loaded = load_data(data, show_progress, setting)
         images, fingerprint, format = loaded.images, loaded.fingerprint, loaded.format
     return Reference(described_reference(config, fingerprint, len(images)), format, images, fingerprint)
+
+
+def _format_of_array(data: DataConfig, images: Tensor) -> PixelFormat:
+    if data.value_range == "percentile":
+        low, high = percentiles(images)
+        return PixelFormat(_type_of(images), tuple(low), tuple(high))
+    return format_of_type(data, data.name, _type_of(images), images.shape[1], images)
 
 
 def _whole_range(name: str, images: Tensor) -> PixelFormat:
@@ -185,7 +230,7 @@ def check_together(
     if _type_of(images) != reference.format.dtype:
         raise ValueError(
             f"{name} has {_type_of(images)} images and {config.reference} {reference.format.dtype} ones; compare "
-            "images of one type, such as samples that were saved in the data's own"
+            "images of one type: --reference_dtype uint8 rounds those of 16 bits"
         )
     if reference.images is not None and tuple(reference.images.shape[1:]) != shape:
         raise ValueError(
@@ -216,5 +261,10 @@ def described_samples(name: str, images: Tensor, fingerprint: str) -> dict[str, 
 
 
 def described_reference(config: EvaluateConfig, fingerprint: str, num_images: int) -> dict[str, Any]:
-    transform = {name: value for name, value in vars(config).items() if name.startswith("reference_")}
+    usual = {field.name: field.default for field in fields(EvaluateConfig)}
+    transform = {
+        name: value
+        for name, value in vars(config).items()
+        if name.startswith("reference_") and not (name in SINCE and value == usual[name])
+    }
     return {"name": config.reference, **transform, "fingerprint": fingerprint, "num_images": num_images}

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -23,6 +24,7 @@ from ddpm_hf.command_line import fail
 from ddpm_hf.files import check_writable
 from ddpm_hf.hub.push import command_to_finish, prepare_once, samples_push
 from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository
+from ddpm_hf.images import Display
 from ddpm_hf.launch import decided_by_main, each_on_its_own, environment, own_share, start_processes, usable_memory
 from ddpm_hf.lock import only_writer
 from ddpm_hf.manifest import FILE, check_same_settings, claim, weights_hash
@@ -79,7 +81,7 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         pipe.unet.compile()
     seeds = range(config.seed, config.seed + config.num_images)
     labels = labels_of(config, pipe)
-    settings = {
+    settings: dict[str, Any] = {
         "model": config.model,
         "revision": commit or config.revision,
         "weights_sha256": weights_hash(pipe.unet),
@@ -102,14 +104,18 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
     step_options_of(pipe.scheduler, options)  # refuses one that the scheduler lacks, before anything is written
     check_start(pipe.scheduler)
     shape = image_shape(pipe.unet)
-    files = sample_files(config.output, config.format, pipe.format, shape[0])
-    decided_by_main(accelerator, lambda: check_same_settings(config.output, settings))
     if config.show is not None:
+        display = _display(config, pipe, shape[0])
+        of_picture = {"shown_channels": config.shown_channels, "colour_map": config.colour_map}
+        settings |= {name: value for name, value in of_picture.items() if value is not None}
+        decided_by_main(accelerator, lambda: check_same_settings(config.output, settings))
         if not accelerator.is_main_process:
             return ""
-        pictures = show(config.show, pipe.unet, pipe.scheduler, seeds, labels, options)
+        pictures = show(config.show, pipe.unet, pipe.scheduler, seeds, labels, options, display)
         claim(config.output, settings, environment(accelerator))
         return save(pictures, config.output)
+    files = sample_files(config.output, config.format, pipe.format, shape[0])
+    decided_by_main(accelerator, lambda: check_same_settings(config.output, settings))
     if config.push_to_hub:
         prepare_once(Repository(config.push_to_hub, "dataset", config.hub_private_repo), accelerator)
 
@@ -140,6 +146,18 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         return f"all {len(seeds)} images were there"
     kept = f", {len(seeds) - count} were there" if count < len(seeds) else ""
     return f"{count} images made in {seconds:.1f} s ({count / seconds:.2f} images/s){kept}"
+
+
+def _display(config: SampleConfig, pipe: DDPMCustomPipeline, channels: int) -> Display:
+    """How pictures show the images, which are 8 bits there, of whatever type the model's own are.
+
+    Raises:
+        ValueError: they have no such channels.
+    """
+    shown = None if config.shown_channels is None else tuple(config.shown_channels)
+    display = Display(replace(EIGHT_BITS, alpha=pipe.format.alpha), shown, config.colour_map)
+    display.check(channels)
+    return display
 
 
 def check_room(config: SampleConfig, count: int, raw: int) -> None:

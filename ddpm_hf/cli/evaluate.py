@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ddpm_hf.command_line import ending_in_one_sentence, parse_settings
-from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.settings import Alpha, DataConfig
 from ddpm_hf.metrics.table import (
     HELD_OUT,
     IN_COMMAND,
@@ -62,6 +62,14 @@ class EvaluateConfig:
         reference_image_column: Column of images; null chooses the only column of that type.
         reference_channels: Number of channels of the reference images, as data.channels in training; null keeps that of
             the first image.
+        reference_alpha: What becomes of transparency: composite lays images on the background, channel keeps opacity as
+            the last channel, drop forgets it and shows the colours below.
+        reference_background: Name or #rrggbb of the colour that images with transparency are laid on.
+        reference_dtype: uint8 rounds images of 16 bits to 8, uint16 takes those of 8 for 16; null keeps the type of the
+            first image.
+        reference_value_range: Values that the model saw as -1 and 1: two numbers; or percentile, for the 0.1 and 99.9 %
+            of the reference's values in each channel. null: what the samples' manifest.json says, or all values of
+            whole numbers.
         reference_center_crop: First cut a part out of the middle: an integer is the side of a square in pixels, true
             takes the largest part of the wanted shape, false none, and null takes true where there is a resolution.
         reference_resolution: Then resize reference images to a square of this side, or to [height, width]; null keeps
@@ -96,6 +104,10 @@ class EvaluateConfig:
     reference_revision: str | None = None
     reference_image_column: str | None = None
     reference_channels: int | None = None
+    reference_alpha: Alpha = "composite"
+    reference_background: str = "white"
+    reference_dtype: Literal["uint8", "uint16"] | None = None
+    reference_value_range: Literal["percentile"] | tuple[float, float] | None = None
     reference_center_crop: bool | int | None = None
     reference_resolution: int | tuple[int, int] | None = None
     reference_resize_filter: Literal["lanczos", "bicubic", "bilinear", "box", "hamming"] = "lanczos"

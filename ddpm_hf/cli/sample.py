@@ -16,7 +16,7 @@ from typing import Final, Literal
 from ddpm_hf.command_line import ending_in_one_sentence, parse_settings
 from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
 from ddpm_hf.sampling.samplers import SamplerName, check_sampler
-from ddpm_hf.settings import check, check_seed
+from ddpm_hf.settings import ColourMap, check, check_seed
 
 PICTURES: Final = {"denoising": range(1, 17), "interpolation": range(2, 17), "grid": range(1, 1025)}
 """Each picture of ``--show`` with the numbers of images that it may have."""
@@ -44,6 +44,9 @@ class SampleConfig:
         show: Draw a picture of a few images in place of the images themselves: denoising (a strip and a GIF of x_t and
             the predicted x_0), interpolation (from the noise of each seed to that of the next, without added noise) or
             grid.
+        shown_channels: Channels that a picture of --show has, from 0: one as grey, two as magenta and green, three as
+            red, green and blue. null: all of up to three, else the first three.
+        colour_map: Colours in which such a picture shows a single channel; null is grey.
         format: Files to write: png or tiff (one for each image), npy (one array), npz (one file in ADM's layout) or
             parquet (a data set for load_dataset). Values have the type and units of the training images; png and
             parquet hold 8 and 16 bits, grey or RGB, and the others all types and channels.
@@ -69,6 +72,8 @@ class SampleConfig:
     guidance_scale: float = 1.0
     batch_size: int = 128
     show: str | None = None
+    shown_channels: list[int] | None = None
+    colour_map: ColourMap | None = None
     format: Literal["png", "tiff", "npy", "npz", "parquet"] = "png"
     revision: str | None = None
     push_to_hub: str | None = None
@@ -95,6 +100,9 @@ class SampleConfig:
             check_sampler(self.scheduler, self.timestep_spacing, self.eta, self.num_inference_steps)
         if self.show is not None:
             self._check_picture(self.show)
+        for name in ("shown_channels", "colour_map"):
+            value = getattr(self, name)
+            check(value is None or self.show is not None, name, value, "null without --show, which draws pictures")
         if self.push_to_hub is not None and self.format != "parquet":
             raise ValueError(f"push_to_hub takes a data set, and format is {self.format}; give --format parquet")
 

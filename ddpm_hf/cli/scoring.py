@@ -11,11 +11,12 @@ import diffusers
 from accelerate import Accelerator
 from PIL.Image import Image
 
-from ddpm_hf.cli.bits_per_dim import described, load_model, score_model
+from ddpm_hf.cli.bits_per_dim import check_model, described, score_model
 from ddpm_hf.cli.compared import (
     check_together,
     described_reference,
     described_samples,
+    in_range_of,
     load_data,
     load_held_out,
     load_reference,
@@ -35,6 +36,7 @@ from ddpm_hf.metrics.memorisation import CopyingTest
 from ddpm_hf.metrics.reference import FeatureExtraction, Statistics, fingerprint_of
 from ddpm_hf.metrics.results import markdown_table, nearest_picture
 from ddpm_hf.metrics.table import HELD_OUT
+from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.training.downloads import local_folder
 
 
@@ -76,8 +78,10 @@ def evaluate_model(config: EvaluateConfig, accelerator: Accelerator) -> Files:
         OSError: the model is not there, or the results cannot be written.
     """
     show_progress = _shows_progress(config, accelerator)
-    name, reference = str(config.model), load_data(config.reference_data(), show_progress)
-    pipe = load_model(name, local_folder(name, None, accelerator)[0], reference)
+    name = str(config.model)
+    pipe: DDPMCustomPipeline = DDPMCustomPipeline.from_pretrained(local_folder(name, None, accelerator)[0])
+    reference = load_data(in_range_of(pipe.format, config.reference_data()), show_progress)
+    check_model(name, pipe, reference)
     settings = {
         **described(name, pipe, config.likelihood),
         "reference": described_reference(config, reference.fingerprint, len(reference)),

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ddpm_hf.images import image_grid, save_png, scale_of
+from ddpm_hf.images import PLAIN, Display, as_pictures, image_grid, save_png, scale_of
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.sampling.pictures import (
     denoising_frames,
@@ -19,7 +19,13 @@ from ddpm_hf.sampling.samplers import sampler_of
 
 
 def show(
-    kind: str, unet: Any, scheduler: Any, seeds: range, labels: Tensor | None, options: SamplingOptions
+    kind: str,
+    unet: Any,
+    scheduler: Any,
+    seeds: range,
+    labels: Tensor | None,
+    options: SamplingOptions,
+    display: Display = PLAIN,
 ) -> dict[str, list[Image.Image]]:
     """Draw the pictures: the name of each file, and its frames.
 
@@ -30,6 +36,7 @@ def show(
         seeds: one for each image.
         labels: int64, one for each image, or None.
         options: as in `denoise`.
+        display: which channels are shown.
 
     Raises:
         ValueError: if the scheduler cannot draw such a picture.
@@ -37,16 +44,17 @@ def show(
     labels = None if labels is None else labels.to(unet.device)
     if kind == "grid":
         images = sample_images(unet, scheduler, seeds, options, class_labels=labels)
-        return {"grid.png": [image_grid(images, scale=scale_of(images))]}
+        return {"grid.png": [image_grid(as_pictures(images, display), scale=scale_of(images))]}
     if kind == "interpolation":
         sampler = sampler_of(scheduler)
         if sampler is None or sampler.is_stochastic or options.eta:
             raise ValueError(
                 "show interpolation needs a sampler without noise of its own; give --scheduler ddim --eta 0"
             )
-        return {"interpolation.png": [interpolation(unet, scheduler, seeds, options, labels)]}
+        return {"interpolation.png": [interpolation(unet, scheduler, seeds, options, labels, display=display)]}
     path = denoising_path(unet, scheduler, seeds, options, labels)
-    return {"denoising.png": [denoising_strip(*path)], "denoising.gif": denoising_frames(*path)}
+    strip, frames = denoising_strip(*path, display=display), denoising_frames(*path, display)
+    return {"denoising.png": [strip], "denoising.gif": frames}
 
 
 def save(pictures: dict[str, list[Image.Image]], folder: Path) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.likelihood import METHODS, bound_estimate, bound_terms, drawn, ode_nats
 from ddpm_hf.launch import compute_in_shares
-from ddpm_hf.pixels import EIGHT_BITS, TORCH, PixelFormat
+from ddpm_hf.pixels import TORCH, PixelFormat
 from ddpm_hf.randomness import random_stream
 from ddpm_hf.settings import as_int
 
@@ -125,7 +125,7 @@ def bits_per_dim(
     Raises:
         ValueError: for images that do not fit the model, or whose bits are not defined or not finite.
     """
-    format: PixelFormat = getattr(pipe, "format", EIGHT_BITS)
+    format: PixelFormat = pipe.format
     denoiser = replace(denoiser_in_float64(pipe), half_bin=format.half_bin)
     if images.dtype != TORCH[format.dtype] or images.ndim != 4 or len(images) == 0:
         raise ValueError(

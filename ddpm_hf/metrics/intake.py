@@ -33,7 +33,7 @@ class Intake:
         seen = images
         if extractor.takes_any_values:
             seen = self.format.to_model(images)
-        elif self.format != EIGHT_BITS:
+        elif not self.format.is_plain:
             seen = EIGHT_BITS.from_model(self.format.to_model(images))
         return seen if self.channels is None else seen[:, list(self.channels)]
 
@@ -64,7 +64,7 @@ class Intake:
         found = []
         if self.channels is not None:
             found.append(f"the features see the channels {list(self.channels)} of {num_channels}")
-        if self.format != EIGHT_BITS and not extractor.takes_any_values:
+        if not self.format.is_plain and not extractor.takes_any_values:
             low, high = (ends[0] if len(ends) == 1 else list(ends) for ends in (self.format.low, self.format.high))
             found.append(
                 f"the features see the {self.format.dtype} values {low} to {high} as 8 bits, rounded and clipped"

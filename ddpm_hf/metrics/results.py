@@ -4,7 +4,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ddpm_hf.images import PLAIN, Display, as_pictures, image_grid
+from ddpm_hf.images import PLAIN, Display, as_pictures, image_grid, scale_of
 from ddpm_hf.metrics.evaluation import Results
 from ddpm_hf.metrics.neighbours import distances, nearest
 
@@ -60,4 +60,4 @@ def nearest_picture(
     for sample, features, row in zip(shown, fake_features[picked], found, strict=True):
         rows.append(torch.cat([sample[None], gap, as_pictures(real[row], display)]))
         captions += ["", "", *(f"{distance:.3g}" for distance in distances(features, real_features[row]).tolist())]
-    return image_grid(torch.cat(rows), len(rows[0]), max(1, 32 // fake.shape[-1]), captions)
+    return image_grid(torch.cat(rows), len(rows[0]), scale_of(fake), captions)

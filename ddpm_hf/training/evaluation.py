@@ -1,7 +1,6 @@
 """Images of the network as it is, and how good they are: during training and at its end."""
 
 import math
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +9,8 @@ from accelerate import Accelerator
 from PIL.Image import Image
 from torch import Tensor
 
-from ddpm_hf.data.sources import ImageData, ImageSource, load_cached_images
-from ddpm_hf.images import Display, as_pictures, image_grid
+from ddpm_hf.data.sources import ImageData, ImageSource
+from ddpm_hf.images import Display, as_pictures, image_grid, scale_of
 from ddpm_hf.metrics.evaluation import Evaluation, Results, Score
 from ddpm_hf.metrics.extractors import load_extractor
 from ddpm_hf.metrics.intake import Intake
@@ -22,6 +21,7 @@ from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.randomness import seed_from
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.settings import renamed
+from ddpm_hf.training.held_out import held_out_images
 from ddpm_hf.training.settings import Config
 
 
@@ -82,7 +82,7 @@ class SampleEvaluation:
         self._real = self._features.kept(data.images, data.fingerprint)
         self._scorer = Evaluation(metrics, extractor, self._real, notes=intake.notes(extractor, data.shape[0]))
         if settings.held_out_split is not None:
-            held_out = load_cached_images(replace(config.data, split=settings.held_out_split))
+            held_out = held_out_images(config, data)
             if len(held_out) < settings.num_images:
                 raise ValueError(
                     f"evaluation.num_images is {settings.num_images} and must be at most {len(held_out)}, the number "
@@ -128,7 +128,7 @@ class SampleEvaluation:
         columns = math.ceil(math.sqrt(len(shown)))
         if self._num_classes is not None and self._num_classes <= 16:
             columns = self._num_classes  # a column for each class
-        return image_grid(as_pictures(shown, self._display), columns, scale=max(1, 32 // images.shape[-1]))
+        return image_grid(as_pictures(shown, self._display), columns, scale=scale_of(images))
 
     def nearest(self, images: Tensor) -> Image | None:
         """A dozen of ``images``, each beside the training images nearest to it; None without a feature network.

@@ -1,5 +1,6 @@
 """The loss on images that are not trained on: where it rises while the training loss falls, a model learns by heart."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,38 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ddpm_hf.data.sources import ImageData
+from ddpm_hf.data.sources import ImageData, ImageSource, load_cached_images
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.losses import Objective, training_loss
 from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.randomness import random_stream
+from ddpm_hf.settings import renamed
 from ddpm_hf.training.log import QUARTERS
+from ddpm_hf.training.settings import Config
+
+
+def held_out_images(config: Config, data: ImageSource) -> ImageData:
+    """The images of the held-out split, whose numbers mean what those of the training images do.
+
+    Args:
+        config: The run's settings.
+        data: Its training images.
+
+    Raises:
+        ValueError: they cannot be loaded, or are of another type or shape.
+    """
+    split, low, high = str(config.evaluation.held_out_split), min(data.format.low), max(data.format.high)
+    # Percentiles are those of the training images.
+    value_range = (low, high) if config.data.value_range == "percentile" else config.data.value_range
+    with renamed({"data.split": "evaluation.held_out_split"}):
+        found = load_cached_images(replace(config.data, split=split, value_range=value_range))
+    if found.shape != data.shape or found.format.dtype != data.format.dtype:
+        raise ValueError(
+            f"evaluation.held_out_split {split!r} has {found.format.dtype} images of {found.shape} and the training "
+            f"images are {data.format.dtype} of {data.shape} (channels, height, width); make it null, or bring both to "
+            "one form by data.channels, data.dtype and data.resolution"
+        )
+    return replace(found, format=data.format)
 
 
 class HeldOutLoss:

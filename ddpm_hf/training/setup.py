@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ddpm_hf.data.augmentation import NUM_LABELS, Augmentation
 from ddpm_hf.data.batches import Batches, ClassLabels
-from ddpm_hf.data.sources import ImageSource, load_cached_images, load_image_data
+from ddpm_hf.data.sources import ImageSource, load_image_data
 from ddpm_hf.data.streaming import StreamedImages
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.timestep_sampling import timestep_sampler
@@ -33,7 +33,7 @@ from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, restore
 from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.evaluation import SampleEvaluation
 from ddpm_hf.training.folder import refuse_to_replace
-from ddpm_hf.training.held_out import HeldOutLoss
+from ddpm_hf.training.held_out import HeldOutLoss, held_out_images
 from ddpm_hf.training.idle import idle_settings, without_effect
 from ddpm_hf.training.needs import check_batch, check_needs
 from ddpm_hf.training.optimization import check_fit, make_optimizer, objective_of, prepare_network
@@ -181,7 +181,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         state=state,
         batches=batches,
         evaluation=evaluation,
-        held_out_loss=_held_out_loss(config, _denoiser(config, data, scheduler, model), has_classes, accelerator),
+        held_out_loss=_held_out_loss(config, data, _denoiser(config, data, scheduler, model), accelerator),
         checkpoints=checkpoints,
         repository=repository,
         history=history,
@@ -208,17 +208,18 @@ def _denoiser(config: Config, data: ImageSource, scheduler: DDPMScheduler, model
 
 
 def _held_out_loss(
-    config: Config, denoiser: Denoiser, has_classes: bool, accelerator: Accelerator
+    config: Config, data: ImageSource, denoiser: Denoiser, accelerator: Accelerator
 ) -> HeldOutLoss | None:
     """The loss on the first images of the held-out split, if the settings ask for it."""
     if config.evaluation.loss_every is None:
         return None
-    data = load_cached_images(replace(config.data, split=str(config.evaluation.held_out_split)))
-    count = min(len(data), config.evaluation.num_images)
-    labels = data.labels[:count] if has_classes and data.labels is not None else None
+    held_out = held_out_images(config, data)
+    count = min(len(held_out), config.evaluation.num_images)
+    has_classes = config.model["num_class_embeds"] is not None
+    labels = held_out.labels[:count] if has_classes and held_out.labels is not None else None
     batch_size = min(config.evaluation.batch_size, config.training.batch_size)
-    data = replace(data, images=data.images[:count], labels=labels)
-    return HeldOutLoss(denoiser, objective_of(config.training), data, config.seed, accelerator, batch_size)
+    held_out = replace(held_out, images=held_out.images[:count], labels=labels)
+    return HeldOutLoss(denoiser, objective_of(config.training), held_out, config.seed, accelerator, batch_size)
 
 
 def shows_progress(config: Config, accelerator: Accelerator) -> bool:

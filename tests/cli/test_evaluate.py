@@ -17,15 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_hf import DDPMCustomPipeline, DDPMScheduler, UNet2DModel
-from ddpm_hf.cli import evaluate
+from ddpm_hf.cli import evaluate, sample
 from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images
 from ddpm_hf.images import CAPTION, save_png, to_pil
 from ddpm_hf.metrics import DigitsFeatures, frechet_distance, manifolds
 from ddpm_hf.metrics.bits_per_dim import bits_per_dim
+from ddpm_hf.metrics.extractors import load_extractor
 from ddpm_hf.metrics.memorisation import copying_test
 from ddpm_hf.metrics.results import nearest_picture
+from ddpm_hf.pixels import PixelFormat
 from tests.runs import Fault, Started
 
 REAL = load_cached_images(DataConfig(split="train[:300]")).images
@@ -273,6 +275,61 @@ def test_thirteen_bands_are_scored_by_what_can_see_them(tmp_path: Path) -> None:
     assert "shown_channels is [13]" in refusal(tmp_path / "no", *common, *of_none)
 
 
+def deep_model(folder: Path, pixels: PixelFormat) -> Path:
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = UNet2DModel(sample_size=8, in_channels=5, out_channels=5, **blocks, **kinds)
+    DDPMCustomPipeline(unet.eval(), DDPMScheduler(num_train_timesteps=20), pixels.to_dict()).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        PixelFormat("uint16", (100,), (4000,)),
+        PixelFormat("float32", (-1.5, 0.0, 0.0, 0.0, -9.0), (1.5, 1.0, 1.0, 2.0, 0.0)),
+    ],
+    ids=lambda pixels: pixels.dtype,
+)
+def test_samples_of_any_type_are_scored_in_the_range_that_they_were_drawn_in(
+    tmp_path: Path, pixels: PixelFormat
+) -> None:
+    """From the model's own, over the samples' manifest, to what the features see of the reference."""
+    folder = deep_model(tmp_path / "model", pixels)
+    few = ["--model", folder, "--num_images", 20, "--num_inference_steps", 20, "--format", "npy", "--threads", 1]
+    drawing = Started(few, tmp_path / "samples", main=sample.main)
+    assert drawing.wait() == [0], drawing.said()
+    noise = torch.randn(30, 5, 8, 8, generator=torch.Generator().manual_seed(0)) / 2
+    real = pixels.from_model(noise)
+    np.savez(tmp_path / "real.npz", arr_0=real.numpy().transpose(0, 2, 3, 1))
+    common = ["--samples", tmp_path / "samples", "--reference", tmp_path / "real.npz", "--metrics", "fid"]
+    found = results(tmp_path / "scores", *common, "--extractor", "pixels", "--bootstrap", 0)
+    extractor, drawn = load_extractor("pixels"), load_images(tmp_path / "samples")
+    assert drawn.dtype == real.dtype
+    seen = [extractor(pixels.to_model(images)) for images in (drawn, real)]
+    expected = frechet_distance(*seen)
+    assert found["scores"]["fid"][str(tmp_path / "samples")] == pytest.approx(expected, rel=1e-4)
+    other = ["--reference_value_range", "[-20, 60000]", "--extractor", "pixels", "--bootstrap", 0]
+    assert results(tmp_path / "other", *common, *other)["scores"] != found["scores"]
+    said = refusal(tmp_path / "no", *common, "--extractor", "digits")
+    assert "the extractor digits takes images of 1 channel(s) and would be given 5 of 5" in said
+    one = results(tmp_path / "one", *common, "--extractor_channels", 3, "--bootstrap", 0)
+    assert any(note.startswith(f"the features see the {pixels.dtype} values") for note in one["notes"])
+
+
+def test_samples_of_another_type_than_the_reference_are_one_sentence(samples: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "deep.npz", arr_0=(fakes().permute(0, 2, 3, 1).int() * 257).numpy().astype(np.uint16))
+    said = refusal(tmp_path / "scores", "--samples", tmp_path / "deep.npz")
+    assert "deep.npz has uint16 images and digits uint8 ones; compare images of one type" in said
+    of_16_bits = ["--samples", tmp_path / "deep.npz", "--reference_dtype", "uint16", "--metrics", "fid"]
+    of_8_bits = ["--samples", samples, "--metrics", "fid"]
+    assert values(tmp_path / "a", *of_16_bits) == pytest.approx(values(tmp_path / "b", *of_8_bits))
+    np.savez(tmp_path / "float.npz", arr_0=np.zeros((20, 8, 8, 1), np.float32))
+    said = refusal(tmp_path / "c", "--samples", tmp_path / "float.npz", "--reference", tmp_path / "float.npz")
+    assert "hold float32 values from 0 to 0, which have no range of their own; give --reference_value_range" in said
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
@@ -299,6 +356,22 @@ def test_bits_per_dim_of_a_model_on_two_processes_as_on_one(model: Path, tmp_pat
     pipe, images = DDPMCustomPipeline.from_pretrained(model), load_cached_images(DataConfig(split="test[:5]")).images
     assert score == pytest.approx(bits_per_dim(pipe, images, batch_size=2).mean, rel=1e-6)
     assert (tmp_path / "one" / "bits_per_dim.png").exists()
+
+
+def test_bits_per_dim_are_those_of_the_models_own_type(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **blocks, **kinds).eval()
+    for name, pixels in (("deep", PixelFormat.whole("uint16")), ("real", PixelFormat("float32", (0.0,), (1.0,)))):
+        pipe = DDPMCustomPipeline(unet, DDPMScheduler(num_train_timesteps=20), pixels.to_dict())
+        pipe.save_pretrained(tmp_path / name)
+    common, deep = [*BITS, "--likelihood", "estimate"], tmp_path / "deep"
+    assert "makes uint16 images and digits has uint8 ones" in refusal(tmp_path / "no", "--model", deep, *common)
+    found = results(tmp_path / "bits", "--model", deep, *common, "--reference_dtype", "uint16")
+    assert found["scores"]["bits_per_dim"][str(deep)] > 8
+    said = refusal(tmp_path / "no", "--model", tmp_path / "real", *common)
+    assert "the images are float32, and bits are defined for whole numbers" in said
 
 
 @pytest.mark.parametrize("method", ["estimate", "ode"])

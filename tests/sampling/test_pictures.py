@@ -3,18 +3,22 @@
 import json
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
 
-from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler
+from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 from ddpm_hf.cli import sample
 from ddpm_hf.images import to_uint8
+from ddpm_hf.pixels import PixelFormat
 from ddpm_hf.randomness import generators_of
 from ddpm_hf.sampling.denoising import SamplingOptions
 from ddpm_hf.sampling.pictures import denoising_frames, denoising_path, denoising_strip, interpolation, save_gif
 from tests.cli.test_sample import make_model
+from tests.networks import TWO_LEVELS
 from tests.runs import Started
 
 STEPS = 6
@@ -82,6 +86,26 @@ def drawn(model: Path, folder: Path, *arguments: object) -> tuple[int | None, st
 
 
 @pytest.mark.parametrize("show", ["denoising", "interpolation", "grid"])
+def test_the_command_shows_the_channels_that_are_named_of_values_of_any_type(tmp_path: Path, show: str) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DModel(sample_size=8, in_channels=5, out_channels=5, **(TWO_LEVELS | {"block_out_channels": (8, 8)}))
+    pixels = PixelFormat("uint16", (100,), (4000,)).to_dict()
+    DDPMCustomPipeline(unet.eval(), DDIMScheduler(), pixels).save_pretrained(tmp_path / "model")
+    common = ["--model", tmp_path / "model", "--num_inference_steps", 2, "--threads", 1, "--num_images", 2]
+
+    def picture(folder: str, *arguments: object) -> npt.NDArray[np.uint8]:
+        run = Started([*common, "--show", show, *arguments], tmp_path / folder, main=sample.main)
+        assert run.wait() == [0], run.said()
+        return np.asarray(Image.open(tmp_path / folder / f"{show}.png"))
+
+    three, turned, grey = picture("a"), picture("b", "--shown_channels", 2, 1, 0), picture("c", "--shown_channels", 1)
+    assert np.array_equal(turned, three[..., ::-1])
+    assert np.array_equal(grey, three[..., 1])
+    mapped = picture("d", "--shown_channels", 1, "--colour_map", "turbo")
+    assert (mapped[0, 0] == (matplotlib.colormaps["turbo"](int(grey[0, 0]), bytes=True)[:3])).all()
+
+
+@pytest.mark.parametrize("show", ["denoising", "interpolation", "grid"])
 def test_the_command_writes_pictures_and_what_they_are_of(tmp_path: Path, show: str) -> None:
     model, folder = make_model(tmp_path / "model", num_class_embeds=3), tmp_path / "pictures"
     arguments = ["--show", show, "--num_images", 4, "--class_labels", "0-1", "--guidance_scale", 2]
@@ -101,6 +125,11 @@ def test_the_command_writes_pictures_and_what_they_are_of(tmp_path: Path, show: 
     ("arguments", "sentence"),
     [
         (["--show", "film", "--num_images", 4], "show is 'film' and must be one of denoising, interpolation, grid"),
+        (["--shown_channels", 1], "shown_channels is [1] and must be null without --show"),
+        (
+            ["--show", "grid", "--num_images", 4, "--shown_channels", 1],
+            "shown_channels is [1], and the images",
+        ),
         (["--show", "denoising"], "num_images is 50000 and must be from 1 to 16 with show denoising"),
         (["--show", "interpolation", "--num_images", 1], "must be from 2 to 16 with show interpolation"),
         (["--show", "interpolation", "--num_images", 2, "--eta", 1], "give --scheduler ddim --eta 0"),

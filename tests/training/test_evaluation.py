@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from ddpm_hf import DDPMScheduler, UNet2DModel
 from ddpm_hf.command_line import parse_config
-from ddpm_hf.data.sources import ImageData
-from ddpm_hf.pixels import PixelFormat
+from ddpm_hf.data.sources import ImageData, load_cached_images
+from ddpm_hf.pixels import EIGHT_BITS, PixelFormat
 from ddpm_hf.training.evaluation import SampleEvaluation
+from ddpm_hf.training.held_out import held_out_images
 from ddpm_hf.training.settings import Config
 from ddpm_hf.training.setup import evaluation_sampler
 
@@ -74,6 +76,41 @@ def test_features_and_pictures_may_be_of_named_channels() -> None:
     grey = evaluation(five_bands(), shown_channels=[4]).grid(images)
     assert (found.grid(images).mode, grey.mode) == ("RGB", "L")
     assert grey.getpixel((0, 0)) == pytest.approx((int(images[0, 4, 0, 0]) - 1000) / 4000 * 255, abs=1)
+
+
+def write_tiffs(folder: Path, values: np.ndarray[Any, Any]) -> None:
+    folder.mkdir(parents=True)
+    for number, image in enumerate(values):
+        Image.fromarray(image).save(folder / f"{number}.tiff")
+
+
+def deep_data(folder: Path, split: str, **settings: Any) -> tuple[Config, ImageData]:
+    """Grey images of 16 bits: up to 3,000 in train, up to 9,000 in test."""
+    for name, largest in (("train", 3000), ("test", 9000)):
+        if not (folder / name).exists():
+            values = np.random.default_rng(0).integers(0, largest + 1, (12, 8, 8), dtype=np.uint16)
+            write_tiffs(folder / name, values)
+    data = replace(base().data, name=str(folder), cache_dir=folder.with_name("cache"), **settings)
+    config = replace(base(), data=data, evaluation=replace(base().evaluation, held_out_split=split))
+    return config, load_cached_images(data)
+
+
+def test_held_out_images_mean_what_the_training_images_mean(tmp_path: Path) -> None:
+    config, data = deep_data(tmp_path / "images", "test", value_range="percentile")
+    found = held_out_images(config, data)
+    assert found.format == data.format
+    assert data.format.high[0] <= 3000 < found.images.int().max()
+    config, data = deep_data(tmp_path / "images", "test")
+    assert held_out_images(config, data).format == PixelFormat.whole("uint16")
+
+
+def test_a_held_out_split_that_there_is_not_is_named(tmp_path: Path) -> None:
+    config, data = deep_data(tmp_path / "images", "validation")
+    with pytest.raises(ValueError, match=r"evaluation\.held_out_split"):
+        held_out_images(config, data)
+    config, data = deep_data(tmp_path / "images", "test")
+    with pytest.raises(ValueError, match=r"held_out_split 'test' has uint16 images of \(1, 8, 8\) and the training"):
+        held_out_images(config, replace(data, format=EIGHT_BITS))
 
 
 @pytest.mark.parametrize(
