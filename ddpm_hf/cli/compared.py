@@ -233,9 +233,10 @@ def check_together(
             "images of one type: --reference_dtype uint8 rounds those of 16 bits"
         )
     if reference.images is not None and tuple(reference.images.shape[1:]) != shape:
+        size = shape[2] if shape[1] == shape[2] else f"[{shape[1]},{shape[2]}]"
         raise ValueError(
             f"{name} has images of {shape} and {config.reference} of {tuple(reference.images.shape[1:])} (channels, "
-            f"height, width); give --reference_resolution {shape[2]} --reference_channels {shape[0]}, or other samples"
+            f"height, width); give --reference_resolution {size} --reference_channels {shape[0]}, or other samples"
         )
     features_of.intake.check(features_of.extractor, shape[0])
     one = features_of.of(images[:1])

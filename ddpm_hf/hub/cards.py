@@ -248,9 +248,11 @@ def _use(subject: Subject) -> str:
         if subject.results.get("scores") and metrics:
             changed = "".join(
                 f" --reference_{name} {json.dumps(data[name], separators=(',', ':'))}"
-                for name in ("channels", "center_crop", "resolution")
-                if data.get(name)
+                for name in ("channels", "alpha", "background", "dtype", "value_range", "center_crop", "resolution")
+                if data.get(name) not in (None, False, "composite", "white")
             )
+            if seen := evaluation.get("extractor_channels"):
+                changed += f" --extractor_channels {json.dumps(seen, separators=(',', ':'))}"
             again += (
                 f"ddpm-hf-evaluate --samples samples --reference {data['name']} --reference_split '{data['split']}'"
                 f"{changed} --metrics {' '.join(metrics)} --extractor {evaluation['extractor']} "

@@ -67,6 +67,13 @@ def test_a_card_of_rectangles_says_both_sides() -> None:
     assert " --reference_channels 3 --reference_center_crop true --reference_resolution [48,64] --metrics" in text
 
 
+def test_a_card_says_what_else_was_done_to_the_images_and_what_the_features_saw() -> None:
+    data = {**DATA, "alpha": "drop", "dtype": None, "background": "white", "value_range": [0, 400], "resolution": None}
+    evaluation = {**EVALUATION, "extractor_channels": [3, 2, 1]}
+    text = model_card(replace(SUBJECT, config={**CONFIG, "data": data, "evaluation": evaluation}), None)
+    assert ' --reference_alpha "drop" --reference_value_range [0,400] --extractor_channels [3,2,1] --metrics' in text
+
+
 def test_results_of_earlier_versions_have_a_card() -> None:
     """They have one number of images; and here one score that the held-out images lack."""
     scores = {"fid": {"samples": 3.25, "held_out": 1.5, "ratio": 2.1}, "accuracy": {"samples": 0.5}}
