@@ -26,6 +26,7 @@ SUITES = (
     "objectives",
     "sizes",
     "memorisation",
+    "fine_tuning",
 )
 """All there are, in the page's order."""
 INTRODUCTION = """\

@@ -16,7 +16,7 @@ from ddpm_hf.models.network_sizes import FOLLOWING
 from ddpm_hf.models.unet_2d import EmbeddingMLP, UNet2DModel
 from ddpm_hf.models.unet_2d_config import without_old_prefix
 from ddpm_hf.pipeline import DDPMCustomPipeline
-from ddpm_hf.settings import shown
+from ddpm_hf.settings import plain, shown
 from ddpm_hf.training.checkpoint_files import newest_complete
 from ddpm_hf.training.downloads import local_folder
 from ddpm_hf.training.idle import without_effect
@@ -239,14 +239,11 @@ def _first(names: Iterable[str]) -> str:
 
 def _conflicts(base: BaseModel, asked: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     """Settings that were given and differ from those of the base, and both values."""
-    ours, theirs = (_in_full(model) for model in (config.model, {**defaults_of("model"), **base.unet.config}))
-    idle = without_effect(config)
-    return {
-        key: (ours[key], theirs[key])
-        for key in asked.model
-        if f"model.{key}" not in inherited(asked)
-        if key not in FREE and ours[key] != theirs[key] and f"model.{key}" not in idle
-    }
+    here, there = plain(config.model), plain({**defaults_of("model"), **base.unet.config})
+    ours, theirs = _in_full(here), _in_full(there)
+    aside = inherited(asked) | without_effect(config).keys() | {f"model.{key}" for key in FREE}
+    given = [key for key in asked.model if f"model.{key}" not in aside]
+    return {key: (here[key], there[key]) for key in given if here[key] != there[key] and ours[key] != theirs[key]}
 
 
 def _in_full(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,8 +254,18 @@ def _in_full(model: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("down_block_types", "up_block_types"):
         full[key] = [without_old_prefix(block) for block in full[key]]
     full["time_embedding_dim"] = full["time_embedding_dim"] or 4 * full["block_out_channels"][0]
+    full["attention_head_dim"] = _heads(full)
     full["act_fn"] = {"swish": "silu"}.get(full["act_fn"].lower(), full["act_fn"].lower())
     return full
+
+
+def _heads(model: Mapping[str, Any]) -> set[tuple[int, int]]:
+    """Channels of levels with attention, and how many channels a head has there."""
+    channels, width = model["block_out_channels"], model["attention_head_dim"]
+    blocks = [*zip(model["down_block_types"], channels, strict=True)]
+    blocks += zip(model["up_block_types"], reversed(channels), strict=True)
+    attended = {number for block, number in blocks if block.startswith("Attn")} | {channels[-1]}
+    return {(number, width or number) for number in attended}
 
 
 @torch.no_grad()

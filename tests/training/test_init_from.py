@@ -239,6 +239,16 @@ def test_what_does_not_fit_is_named_or_starts_anew(tmp_path: Path, bare: Path, n
         assert not record["layers_left_out"]
 
 
+def test_settings_in_other_words_are_no_other_network(tmp_path: Path, bare: Path) -> None:
+    base = saved(tmp_path / "base", attention_head_dim=16)  # one head, where attention is
+    words = ["--model.attention_head_dim", "null", "--model.act_fn", "swish", "--model.time_embedding_dim", 32]
+    blocks = ["--model.down_block_types", '["UNetResDownBlock2D","AttnDownBlock2D"]']
+    start = built(bare, "--init_from", base, *words, *blocks, "--model.downsample_type", "conv")
+    assert torch.equal(output_of(start.state.unet), output_of(DDPMCustomPipeline.from_pretrained(base).unet))
+    two_heads = refused(bare, "--init_from", base, "--model.attention_head_dim", 8)
+    assert "is another network: model.attention_head_dim is 8 here and 16 there; leave out" in two_heads
+
+
 def test_images_of_other_channels(tmp_path: Path, bare: Path) -> None:
     base = saved(tmp_path / "base", in_channels=3, out_channels=3)
     sentence = refused(bare, "--init_from", base)
