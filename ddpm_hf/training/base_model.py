@@ -196,10 +196,9 @@ def start_from(base: BaseModel, unet: UNet2DModel, asked: Config, config: Config
     unet.load_state_dict(kept, strict=False)
     if is_class & set(remade):
         _start_classes(unet, base)
-    count = sum(tensor.numel() for tensor in kept.values())
+    count, total = (sum(tensor.numel() for tensor in state.values()) for state in (kept, here))
     notes = _notes(base, config, is_class & set(remade), knows_classes)
     if problems:
-        total = sum(tensor.numel() for tensor in here.values())
         notes.insert(
             0, f"{base.name} is another network: {'; '.join(problems)}; {count:,} of {total:,} weights are its"
         )
@@ -207,6 +206,7 @@ def start_from(base: BaseModel, unet: UNet2DModel, asked: Config, config: Config
         "id": base.id,
         "commit": base.commit,
         "weights_sha256": weights_hash(base.unet),
+        "weights": total,
         "weights_kept": count,
         "layers_made_anew": remade,
         "layers_left_out": left,

@@ -24,8 +24,7 @@ def described(setup: Setup) -> str:
     if "base_model" in place and not setup.resumed:
         base, commit = place["base_model"], place["base_model"]["commit"]
         of_commit = f" at commit {commit[:12]}" if commit else ""
-        parameters = sum(parameter.numel() for parameter in setup.state.unet.parameters())
-        kept = f"{base['weights_kept']:,} of {parameters:,} weights are its"
+        kept = f"{base['weights_kept']:,} of {base['weights']:,} weights are its"
         lines.append(f"starting from {setup.config.init_from}{of_commit}: {kept}")
     if setup.resumed:
         lines.append(f"going on from {setup.resumed}, after step {setup.state.step} of {training.steps}")

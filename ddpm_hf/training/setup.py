@@ -121,9 +121,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     if is_known:  # before the images are decoded, which may take long
         check_needs(config, accelerator)
     data = data or load_image_data(config.data, show_progress)
-    if config.is_open:
-        config = settled(config, _followed(config, base, resumed, data))
-    config = config.following(data.shape)
+    config = _settled(config, base, resumed, data)
     if not is_known:
         check_needs(config, accelerator)
     notes += [note for name, note in idle_settings(config).items() if name not in inherited(asked)]
@@ -193,13 +191,16 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     )
 
 
-def _followed(config: Config, base: BaseModel | None, resumed: Path | None, data: ImageSource) -> dict[str, Any]:
-    """The settings that stand where none were given."""
-    if base is not None:
-        return base.settings(config, data.shape)
-    assert resumed is not None
-    recorded: dict[str, Any] = record_of(resumed)["config"]
-    return recorded
+def _settled(config: Config, base: BaseModel | None, resumed: Path | None, data: ImageSource) -> Config:
+    """The settings, with those that wait for a base model or for the images."""
+    if config.is_open:
+        if base is not None:
+            followed = base.settings(config, data.shape)
+        else:
+            assert resumed is not None
+            followed = record_of(resumed)["config"]
+        config = settled(config, followed)
+    return config.following(data.shape)
 
 
 def _denoiser(config: Config, data: ImageSource, scheduler: DDPMScheduler, model: Any) -> Denoiser:

@@ -153,6 +153,15 @@ def test_settings_that_are_not_given_are_those_of_the_model(tmp_path: Path, bare
     assert weights_hash(again.state.unet) == weights_hash(start.state.unet)
 
 
+def test_what_learns_of_augmentation_is_no_layer_of_the_model(tmp_path: Path, bare: Path) -> None:
+    base = saved(tmp_path / "base")
+    start = built(bare, "--init_from", base, "--data.augment_probability", 0.2)
+    count = sum(tensor.numel() for tensor in weights_in(base).values())
+    assert start.state.unet.augment_embedding is not None
+    assert f"starting from {base}: {count:,} of {count:,} weights are its" in described(start)
+    assert torch.equal(output_of(start.state.unet), output_of(DDPMCustomPipeline.from_pretrained(base).unet))
+
+
 def test_a_noise_schedule_that_is_given_wins_over_betas_of_the_model(tmp_path: Path, bare: Path) -> None:
     process = {"num_train_timesteps": 20, "trained_betas": [0.01 + 0.01 * i for i in range(20)]}
     base = saved(tmp_path / "base", process)
