@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import __main__ as runner
 from benchmarks.measure import MIB, in_new_process, in_turn, interleave, peak_memory, ratio_of, resident_memory
+from benchmarks.memorisation import last, lowest, measured
 from benchmarks.page import PAGE, SUITES, page, result_of, suite
 from benchmarks.record import RESULTS, Bar, Record, table
 
@@ -160,3 +161,15 @@ def test_the_peak_is_of_the_new_process_alone() -> None:
     assert 99 < in_new_process(peak_of, 100) < 130
     assert 199 < in_new_process(peak_of, 200) < 230
     del held
+
+
+@pytest.mark.slow
+def test_a_model_that_learns_a_hundred_digits_by_heart_is_caught(tmp_path: Path) -> None:
+    """In a third of the benchmark's steps."""
+    row = in_new_process(measured, "train[:100]", 800, tmp_path)
+    assert last(row["held_out_loss"]) > 1.1 * lowest(row["held_out_loss"])[1]
+    for test in row["tests"].values():
+        assert test["authenticity"] < 0.5 * test["authenticity_held_out"]
+        assert test["p_value"] < 1e-6
+        assert test["share_nearer"] > 0.8
+    assert (tmp_path / "memorisation-100.png").exists()
