@@ -72,7 +72,8 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
     ) -> None:
         super().__init__()
         self.format = PixelFormat.from_dict(pixels)
-        self.register_to_config(pixels=self.format.to_dict())
+        # Under a private name: diffusers takes any other for a component, which pipelines made of this one lack.
+        self.register_to_config(_pixels=self.format.to_dict())
         self.register_modules(unet=_adopt_unet(unet), scheduler=_adopt_scheduler(scheduler))
 
     @torch.no_grad()
@@ -210,8 +211,8 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         index = json.loads(super().to_json_string())
         index["_class_name"] = "DDIMPipeline" if isinstance(self.scheduler, DDIMScheduler) else "DDPMPipeline"
         index.pop("_name_or_path", None)
-        if pixels := index.pop("pixels", None):  # under a name that diffusers leaves alone
-            index["_pixels"] = pixels
+        if index.get("_pixels") is None:
+            index.pop("_pixels", None)
         for name, entry in index.items():
             # Of a network on patches it is left as it is: diffusers would take it for another one.
             if isinstance(entry, list) and entry[1] in OURS and getattr(self.components[name], "patch_size", 1) == 1:
