@@ -86,6 +86,11 @@ def test_samples_are_drawn_and_scored_by_command(run: Path, photos: Path, tmp_pa
     assert json.loads((scores / "metrics.json").read_text())["scores"]["fid"]
     [(height, width)] = sizes_of(scores)
     assert height < width  # a picture of nearest neighbours, six rows of a sample and its five neighbours
+    squares = Started(
+        ["--reference", photos, "--reference_resolution", 16, *scoring], tmp_path / "no", main=evaluate.main
+    )
+    assert squares.wait() == [2]
+    assert f"give --reference_resolution {SIZE} --reference_channels 3, or other samples" in squares.said()
     bits = ended_well(
         evaluate.main, tmp_path / "bits", *reference, "--model", run, "--metrics", "bits_per_dim", "--likelihood",
         "estimate",
