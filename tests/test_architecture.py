@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": {"files", "metrics"},  # of metrics, the names of scores
     "pipeline": {"files", "hub", "images", "models", "pixels", "randomness", "sampling", "schedulers", "settings"},
     "__init__": {"diffusion", "models", "pipeline", "schedulers"},
-    "data": {"diffusion", "files", "pixels", "randomness", "settings"},
+    "data": {"diffusion", "files", "launch", "pixels", "randomness", "settings"},
     "assets": {"data", "images", "metrics"},
     "conversion": {"diffusion", "files", "manifest", "models", "pipeline", "schedulers"},
     "training": {

@@ -9,12 +9,12 @@ from threading import Lock
 from typing import Any, Literal
 
 import numpy.typing as npt
-import psutil
 
 from ddpm_hf.data.decoding import Decoded, decode
 from ddpm_hf.data.faults import CorruptImageError, MisfitError
 from ddpm_hf.data.folders import shown
 from ddpm_hf.data.transform import Transform, shown_size
+from ddpm_hf.launch import usable_memory
 
 OnCorrupt = Literal["error", "skip"]
 
@@ -119,7 +119,7 @@ def settle(rows: Rows, transform: Transform) -> Transform:
     Raises:
         ValueError: an image of data.resolution does not fit into memory.
     """
-    free = psutil.virtual_memory().available
+    free = usable_memory()
     pixel = 2 * (transform.channels or 1)  # PIL's image and the array
     if transform.size is not None and pixel * math.prod(transform.size) > free:
         raise ValueError(

@@ -108,6 +108,11 @@ class Transform:
         colours = None if wanted is None else wanted - is_channel
         planes = self._grey_or_colour(planes, colours)
         if not is_channel:
+            if self.alpha == "channel" and not image.is_opaque:
+                raise MisfitError(
+                    "is transparent in places, and there is no channel for it",
+                    "give data.channels 4 (2 for grey), or data.alpha composite",
+                )
             return planes
         opacity = image.opacity
         if opacity is None:
