@@ -27,6 +27,7 @@ SUITES = (
     "sizes",
     "memorisation",
     "fine_tuning",
+    "blobs",
 )
 """All there are, in the page's order."""
 INTRODUCTION = """\
