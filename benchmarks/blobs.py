@@ -23,7 +23,7 @@ from benchmarks.record import Bar, Record, table
 from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.sampling.one_image import TIFF
 
-SIDE, WIDTH = 16, 2.0
+SIDE, WIDTH = 8, 1.0
 """Pixels of a side, and the standard deviation of a blob in pixels."""
 
 TRAIN = Path(__file__).parents[1] / "train_accelerate.py"
@@ -92,7 +92,7 @@ def true_moments(kind: Blobs) -> dict[str, npt.NDArray[np.float64]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How long to train."""
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--num_images", type=int, default=1000)
     parser.set_defaults(rounds=None)
 

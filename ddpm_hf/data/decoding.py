@@ -20,6 +20,9 @@ from ddpm_hf.data.deep_images import deep_png, deep_tiff, is_tiff, upright
 from ddpm_hf.data.faults import CorruptImageError
 from ddpm_hf.pixels import LARGEST
 
+# Of 90 to 179 megapixels, which cameras have; PIL refuses more. (Not for one call, as threads share the filters.)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 WORKERS = min(16, os.cpu_count() or 1)
 """Threads that decode."""
 
@@ -55,7 +58,10 @@ class Decoded:
     @property
     def is_opaque(self) -> bool:
         """Whether nothing shines through."""
-        return self.opacity is None or float(np.asarray(self.opacity).min()) >= LARGEST.get(self.dtype, 1)
+        if self.opacity is None:
+            return True
+        lowest: Any = self.opacity.getextrema()[0]
+        return bool(lowest >= LARGEST.get(self.dtype, 1))
 
 
 def decode(encoded: Any, folder: Path = Path(), eight_bits: bool = False) -> Decoded:
@@ -172,13 +178,12 @@ def _of_bytes(content: bytes, eight_bits: bool) -> Decoded:
         deep = deep_tiff(content)  # None for one that PIL knows to read
         if deep is not None:
             return of_array(*deep, eight_bits=eight_bits)
-    with warnings.catch_warnings():  # of 90 to 179 megapixels, which cameras have
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image: Image.Image = Image.open(BytesIO(content))
+    image: Image.Image = Image.open(BytesIO(content))
     # The further pictures in a camera's JPEG (MPO) and the layers of a PSD belong to the first one.
     if image.format not in ("MPO", "PSD") and (frames := getattr(image, "n_frames", 1)) > 1:
         raise CorruptImageError(f"it holds {frames} frames; save the one that is meant as an image of its own")
-    is_deep_colour = ";16" in str(getattr(image, "tile", [])[:1]) and image.mode in GREY_MODES + COLOUR_MODES
+    tiles = getattr(image, "tile", None) or [(0, 0, 0, "")]
+    is_deep_colour = ";16" in str(tiles[0][3]) and image.mode in GREY_MODES + COLOUR_MODES
     if is_deep_colour and not eight_bits:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         if image.format != "PNG":
