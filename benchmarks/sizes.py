@@ -2,11 +2,11 @@
 [photos.yaml](../configs/train/photos.yaml) chooses, from the table in
 [network_sizes.py](../ddpm_hf/models/network_sizes.py), on RGB images.
 
-A training step is noise, forward, loss, backward and Adam, of a batch of two, in float32. Its memory is that of the
-weights with gradients, two moments and one average, and what each image of the batch keeps for the backward pass; what
-is held for a moment comes on top. GFLOP are those of the forward pass of one image; a step takes three times as many.
-Images are drawn in 50 steps of DDIM. Steps of all sizes are taken in turn, and medians count; time is that of the
-processor, because others used the machine too.
+A training step is noise, forward, loss, backward and Adam, of a batch of two, in float32. Its peak is the most that
+tensors hold at a time, Adam's two moments and an average of the weights included; each further image adds what it keeps
+for the backward pass. GFLOP are those of the forward pass of one image; a step takes three times as many. An image is
+drawn in 50 steps of DDIM, each as long as one forward pass. The passes of all sizes are made in turn, and medians
+count; time is that of the processor, because others used the machine too.
 
 For another machine, divide its TFLOP/s in practice (about 40% of what its maker states for the precision used) by three
 times the GFLOP: images per second. `--dry_run` measures instead.
@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.measure import MIB, in_turn
 from benchmarks.record import Record, table
-from benchmarks.unet import forward, gflop_of, inputs
+from benchmarks.unet import forward, gflop_of, inputs, peak_mib
 from ddpm_hf import DDPMScheduler, UNet2DModel
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.diffusion.losses import training_loss
@@ -34,8 +34,8 @@ from ddpm_hf.training.settings import Config
 
 RECIPE = Path(__file__).parents[1] / "configs" / "train" / "photos.yaml"
 BATCH_SIZE, STEPS = 2, 50
-COPIES = 5
-"""Of each weight: itself, its gradient, Adam's two moments, an average."""
+HELD_BESIDE = 3 * 4
+"""Bytes of Adam's two moments and an average of each weight."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
         unet = UNet2DModel(**config.model)
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         one, two = (kept_mib(unet, *inputs(config.model, batch)) for batch in (1, 2))
-        memory = {"weights_mib": parameters * 4 * COPIES / MIB, "image_mib": two - one}
+        peak = peak_mib(unet, *inputs(config.model, BATCH_SIZE)) + parameters * HELD_BESIDE / MIB
+        memory = {"peak_mib": peak, "image_mib": two - one}
         gflop = gflop_of(partial(forward, unet, *inputs(config.model, 1)))
         channels = config.model["block_out_channels"]
         rows.append({"side": side, "channels": channels, "parameters": parameters, "gflop": gflop, **memory})
@@ -108,15 +109,23 @@ def kept_mib(unet: UNet2DModel, x: torch.Tensor, t: torch.Tensor) -> float:
 
 def report(rows: list[dict[str, Any]]) -> str:
     """A table, a row of each size."""
-    heads = ["images up to", "channels", "parameters", "GFLOP", "images/s trained", "images/s drawn"]
-    heads += ["weights and optimizer, MiB", "each image, MiB"]
-    cells = [
-        [
-            f"{row['side']} x {row['side']}",
-            ", ".join(map(str, row["channels"])),
-            *(row[key] for key in ("parameters", "gflop", "trained_per_second", "drawn_per_second")),
-            *(row[key] for key in ("weights_mib", "image_mib")),
-        ]
-        for row in rows
-    ]
-    return table(heads, cells)
+    return table([*HEADS], [[cell(row) for cell in HEADS.values()] for row in rows])
+
+
+def short_report(rows: list[dict[str, Any]]) -> str:
+    """The same for the README, with fewer columns."""
+    heads = {head: cell for head, cell in HEADS.items() if head not in ("channels", "images/s drawn")}
+    return table([*heads], [[cell(row) for cell in heads.values()] for row in rows])
+
+
+HEADS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "images up to": lambda row: f"{row['side']} x {row['side']}",
+    "channels": lambda row: ", ".join(map(str, row["channels"])),
+    "parameters": lambda row: row["parameters"],
+    "GFLOP": lambda row: row["gflop"],
+    "images/s trained": lambda row: row["trained_per_second"],
+    "images/s drawn": lambda row: row["drawn_per_second"],
+    "peak, MiB": lambda row: row["peak_mib"],
+    "each further image, MiB": lambda row: row["image_mib"],
+}
+"""Head of a column -> its cell of a row."""

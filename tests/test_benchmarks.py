@@ -46,6 +46,13 @@ def test_a_row_changes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "benchmarks cache" not in text
 
 
+def test_the_readme_has_the_committed_sizes() -> None:
+    from benchmarks.sizes import short_report
+
+    rows = json.loads(result_of("sizes").read_text())["results"]
+    assert f"<!-- sizes -->\n{short_report(rows)}\n" in (FOLDER.parent / "README.md").read_text()
+
+
 def test_a_bar_is_met_or_missed() -> None:
     assert Bar("", 0.93, at_most=0.93).is_met
     assert not Bar("", 0.94, at_most=0.93).is_met
