@@ -75,6 +75,8 @@ class EvaluateConfig:
         reference_resolution: Then resize reference images to a square of this side, or to [height, width]; null keeps
             their size.
         reference_resize_filter: Filter for resizing; all of them antialias.
+        reference_random_crop: The data.random_crop of the training: samples are compared with the middle of each
+            reference image, of that size.
         shown_channels: Channels that nearest.png shows, from 0: one as grey, two as magenta and green, three as red,
             green and blue. null: all of up to three, else the first three.
         colour_map: Colours in which nearest.png shows a single channel; null is grey.
@@ -111,6 +113,7 @@ class EvaluateConfig:
     reference_center_crop: bool | int | None = None
     reference_resolution: int | tuple[int, int] | None = None
     reference_resize_filter: Literal["lanczos", "bicubic", "bilinear", "box", "hamming"] = "lanczos"
+    reference_random_crop: int | tuple[int, int] | None = None
     shown_channels: list[int] | None = None
     colour_map: ColourMap | None = None
     bootstrap: int = 20

@@ -228,12 +228,13 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         """Let the network in training be told how an image was augmented (Karras et al. 2022, appendix F.2).
 
         The embedding of the timestep gets a linear map of the labels added, without bias, so that labels of zero, or
-        none, change nothing. It begins at zero. It is in no config and in no saved model.
+        none, change nothing. It begins as large as the embedding of classes: from zero it is learned so slowly that a
+        short run draws augmented images. It is in no config and in no saved model.
         """
         weight = self.conv_in.weight
-        channels = self.time_embedding.linear_1.in_features
+        channels = self.time_embedding.linear_2.out_features
         self.augment_embedding = nn.Linear(num_labels, channels, bias=False, device=weight.device, dtype=weight.dtype)
-        nn.init.zeros_(self.augment_embedding.weight)
+        nn.init.normal_(self.augment_embedding.weight)
 
     def forward(
         self,
@@ -268,14 +269,13 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             raise ValueError(f"timestep has {len(t)} entries for {len(sample)} images; give one, or one per image.")
         self._check_times(t)
         t = t.to(sample.device)
-        waves = self.time_proj(t).to(self.dtype)
-        if self.augment_embedding is not None and augment_labels is not None:
-            waves = waves + self.augment_embedding(augment_labels.to(self.dtype))
-        embedding = self.time_embedding(waves)
+        embedding = self.time_embedding(self.time_proj(t).to(self.dtype))
         if self.class_embedding is not None:
             if self.config.class_embed_type == "timestep":
                 class_labels = self.time_proj(class_labels).to(self.dtype)
             embedding = embedding + self.class_embedding(class_labels).to(self.dtype)
+        if self.augment_embedding is not None and augment_labels is not None:
+            embedding = embedding + self.augment_embedding(augment_labels.to(self.dtype))
         time = self.activation(embedding.expand(len(sample), -1))
 
         x = F.pixel_unshuffle(sample, self.patch_size) if self.patch_size > 1 else sample
