@@ -18,12 +18,14 @@ import numpy.typing as npt
 import psutil
 
 from ddpm_hf.data.archives import Stretch, Zip, stream_of
-from ddpm_hf.data.faults import CorruptImageError
+from ddpm_hf.data.faults import CorruptImageError, MisfitError
 from ddpm_hf.data.folders import shown
-from ddpm_hf.pixels import TORCH
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.pixels import LARGEST, TORCH
 
 Array = npt.NDArray[Any]
 Layout = Literal["HW", "HWC", "CHW"]
+Whole = Literal["uint8", "uint16", "float32"]
 
 ENDINGS = (".npy", ".npz")
 
@@ -99,9 +101,40 @@ def layout_in_folder(shape: tuple[int, ...], layout: Layout | None = None) -> tu
 
 
 def channels_last(image: Array, layout: Layout) -> Array:
-    """One image as ``(H, W)`` or ``(H, W, C)``; whole numbers of 0 to 255 in a type for larger ones as uint8."""
-    image = _narrow(image)
+    """One image as ``(H, W)`` or ``(H, W, C)``."""
     return image.transpose(1, 2, 0) if layout == "CHW" else image
+
+
+def whole_type(config: DataConfig) -> Whole:
+    """The type of pixels for whole numbers in types that pixels are not kept in, such as int64.
+
+    It follows from the settings alone, so that it is one for all images: floating point where data.value_range says
+    what they mean, and else 16 bits where data.dtype says so, and 8.
+    """
+    if config.value_range is not None:
+        return "float32"
+    return "uint16" if config.dtype == "uint16" else "uint8"
+
+
+def typed(image: Array, whole: Whole) -> Array:
+    """An image in a type that pixels are kept in, if it holds whole numbers in another one.
+
+    Raises:
+        MisfitError: they are beyond it.
+    """
+    if image.dtype.kind not in "iu" or image.dtype in (np.uint8, np.uint16) or not image.size:
+        return image
+    low, high = int(image.min()), int(image.max())
+    most = {"uint8": LARGEST["uint8"], "uint16": LARGEST["uint16"], "float32": 2**24}[whole]
+    if low < (-most if whole == "float32" else 0) or high > most:
+        remedy = "data.dtype uint16, or " if whole == "uint8" and low >= 0 and high <= LARGEST["uint16"] else ""
+        raise MisfitError(
+            f"holds {image.dtype} numbers from {low} to {high}, and 0 to {most} are taken for {whole}"
+            if whole != "float32"
+            else f"holds {image.dtype} numbers from {low} to {high}, which float32 does not hold",
+            f"give {remedy}data.value_range [low, high]" if whole != "float32" else "scale them first",
+        )
+    return image.astype(whole)
 
 
 def channels_first(images: Array, layout: Layout | None = None) -> Array:
@@ -119,7 +152,9 @@ def channels_first(images: Array, layout: Layout | None = None) -> Array:
         raise ValueError(f"is {images.dtype} of shape {images.shape}, and must be numbers, and some")
     if images.dtype.kind == "b":
         images = images.astype(np.uint8) * np.uint8(255)
-    images = _narrow(images)
+    if images.dtype.kind in "iu" and images.dtype.name not in TORCH and images.min() >= 0:
+        fitting = [name for name, most in LARGEST.items() if images.max() <= most]
+        images = images.astype(fitting[0]) if fitting else images
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise ValueError("holds values that are not finite; fill them first")
     if images.dtype.name not in TORCH:
@@ -131,23 +166,17 @@ def channels_first(images: Array, layout: Layout | None = None) -> Array:
     return np.ascontiguousarray(moved, moved.dtype.newbyteorder("="))
 
 
-def _narrow(values: Array) -> Array:
-    """Whole numbers of 0 to 255 in a type for larger ones as uint8; all others as they are."""
-    if values.dtype.kind in "iu" and values.dtype not in (np.uint8, np.uint16) and values.size:
-        return values.astype(np.uint8) if values.min() >= 0 and values.max() <= 255 else values
-    return values
-
-
-def array_of(values: Any, dtype: str | None, layout: Layout | None) -> Array:
+def array_of(values: Any, dtype: str, config: DataConfig) -> Array:
     """Nested lists, as datasets gives arrays and sequences, as one image ``(H, W)`` or ``(H, W, C)``.
 
     Args:
         values: The lists.
-        dtype: Type that the column declares; None for the one that the values have.
-        layout: As in `layout_of`.
+        dtype: Type that the column declares.
+        config: For ``layout`` and `whole_type`.
 
     Raises:
         CorruptImageError: they are no image.
+        MisfitError: as `typed`.
     """
     if values is None:
         raise CorruptImageError("the row holds no image")
@@ -156,9 +185,10 @@ def array_of(values: Any, dtype: str | None, layout: Layout | None) -> Array:
     except (ValueError, TypeError, OverflowError) as error:
         raise CorruptImageError("its rows have unequal lengths, or hold other things than numbers") from error
     try:
-        return channels_last(array, layout_of(array.shape, layout))
+        layout = layout_of(array.shape, config.layout)
     except ValueError as error:
         raise CorruptImageError(f"it {error}") from error
+    return channels_last(typed(array, whole_type(config)), layout)
 
 
 @dataclass(frozen=True)
@@ -315,15 +345,22 @@ class Stack:
         file: The array.
         layout: Axes of one image.
         is_stack: Whether there is an axis before these.
+        whole: As in `typed`.
     """
 
-    def __init__(self, file: ArrayFile, layout: Layout, is_stack: bool) -> None:
-        self._file, self._layout, self._is_stack = file, layout, is_stack
+    def __init__(self, file: ArrayFile, layout: Layout, is_stack: bool, whole: Whole) -> None:
+        self._file, self._layout, self._is_stack, self._whole = file, layout, is_stack, whole
 
     def __len__(self) -> int:
         return self._file.head.shape[0]
 
     def read(self, index: str) -> Array:
-        """The image of that number, or the only one, ``(H, W)`` or ``(H, W, C)``."""
+        """The image of that number, or the only one, ``(H, W)`` or ``(H, W, C)``.
+
+        Raises:
+            CorruptImageError: the file is damaged.
+            MisfitError: as `typed`.
+            OSError: the file cannot be read.
+        """
         array = self._file.held()[int(index)] if self._is_stack else self._file.values()
-        return channels_last(np.asarray(array), self._layout)
+        return channels_last(typed(np.asarray(array), self._whole), self._layout)

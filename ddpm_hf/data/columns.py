@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 
-from ddpm_hf.data.arrays import array_of
+from ddpm_hf.data.arrays import array_of, whole_type
 from ddpm_hf.data.loading import Loaded
 from ddpm_hf.data.rows import Rows
 from ddpm_hf.data.settings import DataConfig
@@ -30,7 +30,7 @@ def rows_of(config: DataConfig, loaded: Loaded) -> Rows:
     if not _is_array(types[image_column]):
         dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
     else:
-        fetch = partial(array_of, dtype=_dtype_of(types[image_column]), layout=config.layout)
+        fetch = partial(array_of, dtype=_dtype_of(types[image_column]), config=config)
     classes = None
     if label_column is not None and _is_text(types[label_column]):
         if config.streaming:
@@ -44,6 +44,15 @@ def rows_of(config: DataConfig, loaded: Loaded) -> Rows:
         advises=loaded.advises,
         fetch=fetch,
     )
+
+
+def source_of(config: DataConfig, loaded: Loaded, rows: Rows) -> str:
+    """The fingerprint of a data set with the settings by which its arrays, if it has any, are read."""
+    kind = (rows.dataset.features or {}).get(rows.image_column)
+    reading = [config.layout, whole_type(config)]
+    if reading == [None, "uint8"] or not (loaded.has_arrays or _is_array(kind)):
+        return loaded.source
+    return f"{loaded.source} {reading}"
 
 
 def num_classes_of(rows: Rows) -> int | None:

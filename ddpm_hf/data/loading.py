@@ -39,6 +39,7 @@ class Loaded:
         source_before: The ``source`` of a stream in versions that looked at names and sizes only; None for none.
         advises: Messages about its images name settings of training.
         fetch: Turns what a row holds into what `ddpm_hf.data.decoding.decode` takes; None for the same.
+        has_arrays: Whether ``fetch`` gives arrays.
         has_labels: False where the column of labels only says again which split an image is of.
     """
 
@@ -49,6 +50,7 @@ class Loaded:
     source_before: Callable[[], str | None] = lambda: None
     advises: bool = True
     fetch: Callable[[Any], Any] | None = None
+    has_arrays: bool = False
     has_labels: bool = True
 
 
@@ -189,7 +191,12 @@ def _of_images(config: DataConfig, found: FolderOfImages, members: Members, show
     remark = "; ".join([*([f"not read: {not_read}"] if not_read else []), *members.notes, *remarks])
     kinds = {name: str(kind) for name, kind in dataset.features.items()}
     rows, column = dataset.to_list(), dataset.column_names[0]
-    loaded = Loaded(dataset, "", found.path, remark, fetch=members.fetch, has_labels=not labels_are_splits)
+    loaded = Loaded(
+        *(dataset, "", found.path, remark),
+        fetch=members.fetch,
+        has_arrays=members.has_arrays,
+        has_labels=not labels_are_splits,
+    )
     if not config.streaming:
         states = [found.images.get(row[column], ()) for row in rows]
         return replace(loaded, source=_hash([kinds, rows, states]))

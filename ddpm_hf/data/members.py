@@ -14,7 +14,7 @@ from typing import Any
 from ddpm_hf.data import tiff_pages
 from ddpm_hf.data.archives import ENDINGS, Archive, Stretch, Tar, is_archive, open_archive
 from ddpm_hf.data.array_sets import Arrays, arrays_of_files, arrays_of_one_set
-from ddpm_hf.data.arrays import ArrayFile, Head, Stack, heads_of
+from ddpm_hf.data.arrays import ArrayFile, Head, Stack, heads_of, whole_type
 from ddpm_hf.data.contents import remembered
 from ddpm_hf.data.decoding import WORKERS
 from ddpm_hf.data.folders import FolderOfImages, state_of
@@ -67,6 +67,11 @@ class Members:
             if head in self._archives:
                 return {"bytes": self._archives[head].read(rest), "path": None}
         return encoded
+
+    @property
+    def has_arrays(self) -> bool:
+        """Whether some images are arrays."""
+        return bool(self._stacks)
 
     @property
     def has_pages(self) -> bool:
@@ -176,7 +181,7 @@ class Members:
         content = self.content(path) if head.offset is not None else None
         file = ArrayFile(head, path, content if isinstance(content, Stretch) else lambda: self._bytes(path))
         name = f"{path}::{head.name}" if head.name else path
-        self._stacks[name] = Stack(file, arrays.layout, arrays.is_stack)
+        self._stacks[name] = Stack(file, arrays.layout, arrays.is_stack, whole_type(self._config))
         images = [f"{name}::{index}" for index in range(head.shape[0])] if arrays.is_stack else [name]
         state = state_of(self.file_of(images[0]))
         found.images |= dict.fromkeys(images, state)

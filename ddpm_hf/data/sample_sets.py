@@ -64,7 +64,7 @@ def load_images(source: Path) -> Tensor:
     if not found.images and not found.tables:
         there = f", only {found.not_read()}" if found.not_read() else ""
         raise ValueError(
-            f"{source} holds no images{there}; expected images, or a file of them (zip, npz, parquet, ...)"
+            f"{source} holds no images{there}; expected images, or a zip, tar, .npz, .npy or parquet of them"
         )
     if (+found.others).keys() - _BESIDE or found.archives or found.arrays:
         logger.warning("in %s are not read: %s", source, found.not_read())

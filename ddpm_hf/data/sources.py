@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddpm_hf.data.arrays import Layout, channels_first
 from ddpm_hf.data.augmentation import check_crop, middles, random_windows
-from ddpm_hf.data.columns import num_classes_of, rows_of
+from ddpm_hf.data.columns import num_classes_of, rows_of, source_of
 from ddpm_hf.data.image_cache import cached_images
 from ddpm_hf.data.loading import load
 from ddpm_hf.data.settings import DataConfig
@@ -207,7 +207,8 @@ def load_cached_images(config: DataConfig, show_progress: bool = False) -> Image
     loaded = load(config, show_progress)
     rows = rows_of(config, loaded)
     folder = config.cache_dir or Path(HF_HOME) / "ddpm_hf" / "images"
-    cached = cached_images(rows, loaded.source, _transform(config), folder, config.on_corrupt, show_progress)
+    source = source_of(config, loaded, rows)
+    cached = cached_images(rows, source, _transform(config), folder, config.on_corrupt, show_progress)
 
     labels, num_classes = (cached.labels, num_classes_of(rows)) if loaded.has_labels else (None, None)
     if labels is not None:
@@ -262,6 +263,7 @@ def _stream(config: DataConfig, show_progress: bool) -> StreamedImages:
             f"data.label_column {rows.label_column!r} of {config.name!r} holds plain integers, whose number of classes "
             "is not known in a stream; give data.streaming false, or a column of the type ClassLabel"
         )
+    loaded = replace(loaded, source=source_of(config, loaded, rows))
     return StreamedImages(config, loaded, rows, _transform(config), num_classes)
 
 

@@ -1,4 +1,4 @@
-"""Images in files of every kind, to be read."""
+"""Images in files of every kind, and how they are read."""
 
 import io
 import tarfile
@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.data.sources import ImageData, load_cached_images
 
 Array = npt.NDArray[Any]
 
@@ -65,3 +68,20 @@ def tarred(path: Path, files: dict[str, bytes], packed: Callable[[bytes], bytes]
             info.size = len(content)
             file.addfile(info, io.BytesIO(content))
     return write(path, packed(stream.getvalue()))
+
+
+def load(path: Path, **settings: Any) -> ImageData:
+    return load_cached_images(DataConfig(str(path), cache_dir=path.with_name("cache"), **settings))
+
+
+def flat(level: int) -> bytes:
+    return png(np.full((2, 2), level, dtype=np.uint8))
+
+
+def levels(data: ImageData) -> list[int]:
+    return [int(image[0, 0, 0]) for image in data.images]
+
+
+def files(*paths: str) -> dict[str, bytes]:
+    """Flat images of grey levels 0, 1, ...; other files hold text."""
+    return {path: flat(i) if path.lower().endswith(".png") else b"text" for i, path in enumerate(paths)}

@@ -60,6 +60,15 @@ def test_folders_that_are_all_called_like_splits_are_these(tmp_path: Path, above
         load(folder, split="holdout")
 
 
+def test_flat_folders_of_splits_have_no_classes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", "train/0.png", "train/1.png", "test/2.png")
+    data = load(folder)
+    assert (levels(data), data.labels, data.num_classes) == ([0, 1], None, None)
+    stream = load_image_data(DataConfig(str(folder), streaming=True))
+    assert stream.num_classes is None
+    assert stream.batch(0, 2, 0, 2, seed=0)[1] is None
+
+
 def test_what_the_names_of_folders_mean() -> None:
     assert splits_of(["a/0", "train/0"]) == {"train": ["a/0", "train/0"]}
     assert splits_of(["test/0", "0"]) == {"train": ["test/0", "0"]}
