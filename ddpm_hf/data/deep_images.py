@@ -35,7 +35,7 @@ def deep_tiff(content: bytes) -> tuple[Array, Array | None] | None:
         base = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}.get(int(page.photometric), page.samplesperpixel)
         bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
         has_pils_form = page.samplesperpixel == base + len(kinds) and kinds in ([], [1], [2])
-        if has_pils_form and bits <= 8 and page.sampleformat == 1:
+        if has_pils_form and bits <= 8 and page.sampleformat == 1 and not content.startswith(b"MM\0+"):
             return None
         if len(file.pages) > 1:
             raise CorruptImageError(

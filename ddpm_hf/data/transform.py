@@ -73,11 +73,10 @@ class Transform:
     def _dtype_of(self, image: Decoded) -> str:
         dtype = self.dtype if self.dtype and image.dtype in LARGEST else image.dtype
         if dtype != (self.dtype or self.first_dtype or dtype):
-            other = "expected" if self.dtype else "the first one has"
-            raise MisfitError(
-                f"has values of the type {dtype}, and {self.dtype or self.first_dtype} is what {other}",
-                "give data.dtype uint8 or uint16 where all are one of the two",
-            )
+            other = f"data.dtype is {self.dtype}" if self.dtype else f"the first one {self.first_dtype}"
+            is_deep = {dtype, self.dtype or self.first_dtype} <= LARGEST.keys()
+            remedy = "give data.dtype uint8 or uint16" if is_deep else "only 8 and 16 bits become each other"
+            raise MisfitError(f"has values of the type {dtype}, and {other}", remedy)
         return dtype
 
     def _opaque(self, image: Decoded) -> Planes:

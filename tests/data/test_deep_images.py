@@ -81,6 +81,7 @@ def test_the_same_values_in_every_layout_of_a_tiff(tmp_path: Path) -> None:
         {"rgb": True, "compression": "lzw"},
         {"rgb": True, "byteorder": ">"},
         {"rgb": True, "bigtiff": True},
+        {"rgb": True, "bigtiff": True, "byteorder": ">"},
         {"rgb": True, "tile": (16, 16)},
         {"rgb": True, "compression": "zlib", "predictor": True},
     ]
