@@ -1,10 +1,12 @@
 """The images that ddpm-hf-evaluate compares: samples, the reference and held-out ones, and whether they fit."""
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from ddpm_hf.metrics.table import METRICS, fewest_images
 from ddpm_hf.pixels import LARGEST, PixelFormat
 from ddpm_hf.settings import renamed
 
-SINCE = ("reference_alpha", "reference_background", "reference_dtype", "reference_value_range")
+SINCE = ("reference_layout", "reference_alpha", "reference_background", "reference_dtype", "reference_value_range")
 """Settings that earlier manifests lack, and that new ones have where they are not as usual."""
 
 
@@ -153,7 +155,7 @@ def load_held_out(config: EvaluateConfig, reference: Reference, show_progress: b
 
 def _load_real(config: EvaluateConfig, data: DataConfig, show_progress: bool, setting: str) -> Reference:
     path = Path(data.name)
-    if path.suffix == ".npz":
+    if path.suffix == ".npz" and _is_of_adm(path):
         images, fingerprint = load_images(path), sha256_of(path)
         with renamed({"data.value_range": "--reference_value_range"}):
             format = _format_of_array(data, images)
@@ -161,6 +163,15 @@ def _load_real(config: EvaluateConfig, data: DataConfig, show_progress: bool, se
         loaded = load_data(data, show_progress, setting)
         images, fingerprint, format = loaded.images, loaded.fingerprint, loaded.format
     return Reference(described_reference(config, fingerprint, len(images)), format, images, fingerprint)
+
+
+def _is_of_adm(path: Path) -> bool:
+    """Whether a file holds one set of images ``(N, H, W, C)`` as ADM's do; others can have splits."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return "arr_0" in file
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return False
 
 
 def _format_of_array(data: DataConfig, images: Tensor) -> PixelFormat:

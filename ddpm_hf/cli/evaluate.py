@@ -60,6 +60,7 @@ class EvaluateConfig:
         reference_split: Split of the reference data set, such as train[:10000].
         reference_revision: Branch, tag or commit of a reference data set on the Hub.
         reference_image_column: Column of images; null chooses the only column of that type.
+        reference_layout: Axes of one image in arrays of numbers: HW, HWC or CHW; null goes by their sizes.
         reference_channels: Number of channels of the reference images, as data.channels in training; null keeps that of
             the first image.
         reference_alpha: What becomes of transparency: composite lays images on the background, channel keeps opacity as
@@ -105,6 +106,7 @@ class EvaluateConfig:
     reference_split: str = "train"
     reference_revision: str | None = None
     reference_image_column: str | None = None
+    reference_layout: Literal["HW", "HWC", "CHW"] | None = None
     reference_channels: int | None = None
     reference_alpha: Alpha = "composite"
     reference_background: str = "white"

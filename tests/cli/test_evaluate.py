@@ -318,6 +318,18 @@ def test_samples_of_any_type_are_scored_in_the_range_that_they_were_drawn_in(
     assert any(note.startswith(f"the features see the {pixels.dtype} values") for note in one["notes"])
 
 
+def test_a_file_of_arrays_has_splits_as_in_training(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(200, 3000, (100, 8, 8, 5), dtype=np.uint16)
+    np.savez(tmp_path / "bands.npz", x_train=values[:60], x_test=values[60:])
+    np.savez(tmp_path / "drawn.npz", arr_0=values[::-1][:40])
+    common = ["--reference", tmp_path / "bands.npz", "--reference_split", "train", "--held_out_split", "test"]
+    percentiles = ["--extractor", "pixels", "--reference_value_range", "percentile", "--bootstrap", 0]
+    found = results(tmp_path / "scores", "--samples", tmp_path / "drawn.npz", *common, *percentiles)
+    fid = found["scores"]["fid"]
+    assert fid["ratio"] == pytest.approx(1)
+    assert found["reference_images"] == 60
+
+
 def test_samples_of_another_type_than_the_reference_are_one_sentence(samples: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "deep.npz", arr_0=(fakes().permute(0, 2, 3, 1).int() * 257).numpy().astype(np.uint16))
     said = refusal(tmp_path / "scores", "--samples", tmp_path / "deep.npz")
