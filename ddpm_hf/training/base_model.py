@@ -78,7 +78,7 @@ class BaseModel:
         elif "model.in_channels" in inherited(config) and model["in_channels"] != channels:
             convert = "" if model["in_channels"] not in (1, 3) else f"--data.channels {model['in_channels']}, or "
             raise ValueError(
-                f"the images have {channels} channels and {self.name} has {model['in_channels']}; give {convert}"
+                f"the images have {channels} channel(s) and {self.name} has {model['in_channels']}; give {convert}"
                 "--init_partial, with which its first and last layer start anew"
             )
         return {"model": model, "diffusion": process}
@@ -290,8 +290,10 @@ def _notes(base: BaseModel, config: Config, new_classes: set[str], knows_classes
     before = {**defaults_of("diffusion"), **base.process}
     if before["beta_schedule"] not in KNOWN_TO_ALL and config.diffusion["trained_betas"] is None:
         before["trained_betas"] = None
-    idle = without_effect(config)
-    pairs = {key: (before[key], config.diffusion[key]) for key in PROCESS if f"diffusion.{key}" not in idle}
+    idle, now = without_effect(config), config.diffusion
+    pairs = {key: (before[key], now[key]) for key in PROCESS if f"diffusion.{key}" not in idle}
+    if not any(kind.startswith("learned") for kind in pairs["variance_type"]):
+        del pairs["variance_type"]  # only samplers know of it
     differing = [f"{key} {shown(old)}, now {shown(new)}" for key, (old, new) in pairs.items() if old != new]
     if differing:
         notes.append(

@@ -175,9 +175,10 @@ def test_a_noise_schedule_that_is_given_wins_over_betas_of_the_model(tmp_path: P
 
 def test_another_process_is_said(tmp_path: Path, bare: Path) -> None:
     base = saved(tmp_path / "base", EPSILON)
-    start = built(bare, "--init_from", base, "--diffusion.prediction_type", "v_prediction")
+    of_samples = ["--diffusion.variance_type", "fixed_large", "--diffusion.clip_sample", "false"]
+    start = built(bare, "--init_from", base, "--diffusion.prediction_type", "v_prediction", *of_samples)
     [note] = start.notes
-    assert "another process (prediction_type 'epsilon', now 'v_prediction')" in note
+    assert "another process (prediction_type 'epsilon', now 'v_prediction'), so at first" in note
     assert start.scheduler.config.beta_schedule == "linear"
     assert weights_hash(start.state.unet) == start.environment["base_model"]["weights_sha256"]
 
@@ -262,7 +263,7 @@ def test_images_of_other_channels(tmp_path: Path, bare: Path) -> None:
     base = saved(tmp_path / "base", in_channels=3, out_channels=3)
     sentence = refused(bare, "--init_from", base)
     assert sentence.startswith(
-        f"the images have 1 channels and {base} has 3; give --data.channels 3, or --init_partial"
+        f"the images have 1 channel(s) and {base} has 3; give --data.channels 3, or --init_partial"
     )
     assert built(bare, "--init_from", base, "--data.channels", 3).environment["base_model"]["layers_made_anew"] == []
     start = built(bare, "--init_from", base, "--init_partial")
