@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ddpm_hf.launch import each_on_its_own
+from ddpm_hf.launch import decided_by_main, each_on_its_own
 from ddpm_hf.manifest import weights_hash
 from ddpm_hf.models.network_sizes import FOLLOWING
 from ddpm_hf.models.unet_2d import EmbeddingMLP, UNet2DModel
@@ -103,15 +103,12 @@ def load_base_model(init_from: str, accelerator: Accelerator) -> BaseModel:
     Raises:
         ValueError: it is not there, is no pipeline of a UNet2DModel, or is damaged, in one sentence.
     """
-    name, revision = init_from, None
-    if not Path(init_from).exists() and "@" in init_from:
-        name, _, revision = init_from.partition("@")
     found: list[DDPMCustomPipeline] = []
     verbosity = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity_error()  # it reports a missing model in words of its own
     diffusers.utils.logging.disable_progress_bar()
     try:
-        _check_finished(Path(name))
+        name, revision = decided_by_main(accelerator, lambda: _parts_of(init_from))
         folder, commit = local_folder(name, revision, accelerator)
         each_on_its_own(
             accelerator, lambda: found.append(DDPMCustomPipeline.from_pretrained(folder, dtype=torch.float32))
@@ -124,10 +121,16 @@ def load_base_model(init_from: str, accelerator: Accelerator) -> BaseModel:
     return BaseModel(init_from, name if commit else None, commit, pipe.unet, pipe.scheduler.config)
 
 
-def _check_finished(run: Path) -> None:
-    newest = None if (run / "model_index.json").exists() else newest_complete(run / "checkpoints")
-    if newest is not None:
-        raise ValueError(f"the run in that folder has not ended; give {newest}, its newest checkpoint")
+def _parts_of(init_from: str) -> tuple[str, str | None]:
+    """A folder, or an id and a revision of the Hub."""
+    folder = Path(init_from)
+    if folder.exists():
+        newest = None if (folder / "model_index.json").exists() else newest_complete(folder / "checkpoints")
+        if newest is not None:
+            raise ValueError(f"the run in that folder has not ended; give {newest}, its newest checkpoint")
+        return init_from, None
+    name, _, revision = init_from.partition("@")
+    return name, revision or None
 
 
 def settled(config: Config, followed: Mapping[str, Mapping[str, Any]]) -> Config:

@@ -358,6 +358,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "pickled": (lambda folder: pickled(of_diffusers(folder)), "is pickled, which can hold code and is not read"),
     "no pipeline": (lambda folder: without_index(saved(folder)), "has no model_index.json"),
     "not there": (lambda folder: folder, "does not exist"),
+    "a long name": (lambda folder: folder.with_name("x" * 300), "name too long"),
 }
 
 
@@ -412,6 +413,20 @@ def test_a_run_goes_on_to_the_same_bits_when_the_model_is_gone(tmp_path: Path) -
     assert f"was trained with other settings (init_from '{base}' -> 'me/other')" in said
     status, said = ended(tmp_path / "run", *arguments, "--init_partial", "--training.steps", 5)
     assert status == 0, said
+
+
+def test_a_checkpoint_from_the_hub_knows_no_path_of_another_machine(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = saved(tmp_path / "base")
+    start = built(bare, "--init_from", base)
+    elsewhere = replace(start.config, init_from="base").to_dict()
+    record = {"config": elsewhere, "data": start.data.fingerprint}
+    monkeypatch.setattr(setup, "record_of", lambda path: record)
+    assert setup._accepted(tmp_path, start.config, start.data) is record
+    elsewhere["init_from"] = "other"
+    with pytest.raises(ValueError, match=r"init_from 'other' -> '.*/base'"):
+        setup._accepted(tmp_path, start.config, start.data)
 
 
 def test_an_average_of_a_checkpoint_is_a_start_and_a_run_without_a_pipeline_names_it(tmp_path: Path) -> None:
