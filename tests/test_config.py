@@ -14,6 +14,7 @@ from ddpm_hf import DDPMScheduler
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.settings import plain
+from ddpm_hf.training.changes import changes
 from ddpm_hf.training.evaluation import first_image_seed
 from ddpm_hf.training.settings import Config
 
@@ -111,7 +112,7 @@ def yaml_of(value: object) -> str:
     return yaml.safe_dump(plain(value), default_flow_style=True).removesuffix("...\n").strip()
 
 
-def test_a_network_that_follows_the_images_is_settled_by_them() -> None:
+def test_a_network_that_follows_the_images_is_settled_by_them(tmp_path: Path) -> None:
     config = parse("--data.name", "my/photos", "--data.resolution", 48, "--model.layers_per_block", 1, "--quiet")
     settled = config.following((1, 48, 48))
     assert settled.model["sample_size"] == 48
@@ -119,6 +120,11 @@ def test_a_network_that_follows_the_images_is_settled_by_them() -> None:
     assert settled.model["block_out_channels"] == [64, 128, 256, 512]
     assert settled.following((3, 64, 64)) is settled
     assert replace(config, model=settled.model) == settled
+    # What a run keeps is as if all of it had been given, so that records of earlier versions compare equal.
+    (tmp_path / "config.yaml").write_text(settled.to_yaml())
+    given = parse("--config", tmp_path / "config.yaml")
+    assert given.following((1, 48, 48)) is given
+    assert changes(settled.to_dict(), given.to_dict()) == {}
     learned = parse("--data.name", "x", "--diffusion.variance_type=learned_range", "--training.loss=hybrid", "--quiet")
     assert learned.following((5, 64, 64)).model["out_channels"] == 10
 

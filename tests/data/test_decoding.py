@@ -108,9 +108,7 @@ def test_16_bits_rounded_to_8_equal_a_copy_of_8_bits_and_are_counted(tmp_path: P
     deep = load_cached_images(DataConfig(str(pictures), cache_dir=tmp_path / "cache", dtype="uint16"))
     assert deep.images.dtype == torch.uint16
     assert torch.equal(deep.images[0], deep.images[1])
-    with pytest.raises(
-        ValueError, match=r"row 1 .* of the type uint8, and the first one uint16; give data.dtype"
-    ):
+    with pytest.raises(ValueError, match=r"row 1 .* of the type uint8, and the first one uint16; give data.dtype"):
         load_cached_images(DataConfig(str(pictures), cache_dir=tmp_path / "cache"))
 
 
