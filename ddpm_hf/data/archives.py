@@ -4,6 +4,7 @@ Nothing is ever written under a name that an archive gives.
 """
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -84,6 +85,13 @@ class Archive(Protocol):
     def stretch(self, name: str) -> Stretch | None:
         """Where a file's content lies as it is; None where it is compressed."""
 
+    def verify(self, name: str) -> None:
+        """See that what `stretch` says has the bytes that were packed, where that can be known.
+
+        Raises:
+            CorruptImageError: it has others.
+        """
+
 
 def is_archive(name: str) -> bool:
     """Whether a name ends like an archive that is read here."""
@@ -144,19 +152,41 @@ class Zip:
             raise CorruptImageError(f"it has {info.file_size / 2**30:,.1f} GiB, unpacked; no image does")
         try:
             return _opened_zip(self._path, self._state).read(info)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, lzma.LZMAError) as error:
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # an offset that no file has
+                raise
+            raise CorruptImageError("its bytes in the zip file are damaged or unknown (it lies nowhere)") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, lzma.LZMAError) as error:
             raise CorruptImageError(f"its bytes in the zip file are damaged or unknown ({_one_line(error)})") from error
 
     def stretch(self, name: str) -> Stretch | None:
         """As `Archive.stretch`."""
         info = self._files[name]
-        if info.compress_type != zipfile.ZIP_STORED:
+        if info.compress_type != zipfile.ZIP_STORED or info.header_offset < 0:
             return None
         with self._path.open("rb") as file:
             file.seek(info.header_offset)
             header = file.read(30)  # the lengths of the name and of more follow at byte 26
+        if not header.startswith(b"PK\3\4"):
+            return None
         lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         return Stretch(self._path, info.header_offset + 30 + lengths, info.file_size)
+
+    def verify(self, name: str) -> None:
+        """See that a file which is read where it lies has the bytes that were packed.
+
+        Raises:
+            CorruptImageError: it has others.
+        """
+        found = self.stretch(name)
+        if found is not None:
+            total = 0
+            with found.path.open("rb") as file:
+                file.seek(found.offset)
+                for start in range(0, found.size, 2**20):
+                    total = zlib.crc32(file.read(min(2**20, found.size - start)), total)
+            if total != self._files[name].CRC:
+                raise CorruptImageError("its bytes in the zip file are damaged (another checksum)")
 
 
 @lru_cache(maxsize=64)
@@ -184,6 +214,9 @@ class Tar:
     def stretch(self, name: str) -> Stretch:
         """As `Archive.stretch`."""
         return Stretch(self._path, *self._files[name])
+
+    def verify(self, name: str) -> None:
+        """As `Archive.verify`. Tar files hold no checksums of content."""
 
 
 def _scan(path: Path) -> dict[str, Any]:

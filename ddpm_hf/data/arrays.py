@@ -242,6 +242,8 @@ def heads_of(path: str, content: bytes | Stretch) -> list[dict[str, Any]]:
             return [_head(path, "", content)]
         if isinstance(content, Stretch) and content.offset == 0:  # a file of its own
             own = Zip(content.path)
+            for name in own.names:
+                own.verify(name)
             return [_head(path, name, own.stretch(name) or own.read(name)) for name in own.names]
         with zipfile.ZipFile(stream_of(content)) as file:
             return [_head(path, name, file.read(name)) for name in file.namelist()]
@@ -263,7 +265,7 @@ def _head(path: str, name: str, content: bytes | Stretch) -> dict[str, Any]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, EOFError, SyntaxError, TypeError) as error:
+    except Exception as error:  # numpy reads the header as Python, which raises almost anything
         raise ValueError(f"{subject} is no array of numpy ({' '.join(str(error).split())})") from error
     if dtype.hasobject:
         raise ValueError(f"{subject} holds Python objects, which are not read, as they may run code; save numbers")

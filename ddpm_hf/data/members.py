@@ -17,7 +17,8 @@ from ddpm_hf.data.array_sets import Arrays, arrays_of_files, arrays_of_one_set
 from ddpm_hf.data.arrays import ArrayFile, Head, Stack, heads_of, whole_type
 from ddpm_hf.data.contents import remembered
 from ddpm_hf.data.decoding import WORKERS
-from ddpm_hf.data.folders import FolderOfImages, state_of
+from ddpm_hf.data.faults import CorruptImageError
+from ddpm_hf.data.folders import FolderOfImages, shown, state_of
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.shards import labels_of_shards
 
@@ -165,7 +166,7 @@ class Members:
             ValueError: it is not clear which arrays are images, or which of their axes is which.
         """
         paths = found.arrays
-        looked = self._looked_at("arrays", paths, lambda path: heads_of(path, self.content(path)))
+        looked = self._looked_at("arrays", paths, lambda path: heads_of(path, self._verified(path)))
         heads = {path: [Head.from_json(head) for head in of_file] for path, of_file in zip(paths, looked)}
         is_spread = all(path.lower().endswith(".npy") for path in paths) and any(
             head.labels is not None for of_file in heads.values() for head in of_file
@@ -195,8 +196,15 @@ class Members:
         return content if isinstance(content, bytes) else content.read()
 
     def _look_at_tiff(self, path: str) -> tuple[list[tiff_pages.Page], int]:
-        with _reader(self.content(path)) as read:
+        with _reader(self._verified(path)) as read:
             return tiff_pages.pages_of(read)
+
+    def _verified(self, path: str) -> bytes | Stretch:
+        """As `content`, once it is known to be what was packed."""
+        for head, rest in _cuts(path):
+            if head in self._archives:
+                self._archives[head].verify(rest)
+        return self.content(path)
 
     def _looked_at(self, kind: str, paths: list[str], look: Callable[[str], Any]) -> list[Any]:
         """What each of the files is like, for as long as they (or the archives that hold them) do not change."""
@@ -205,9 +213,17 @@ class Members:
             head = next((head for head, _ in _cuts(path) if head in self._archives), path)
             by_file.setdefault(self._folder / head, []).append(path)
 
+        def look_at(path: str) -> Any:
+            try:
+                return look(path)
+            except (CorruptImageError, OSError) as error:
+                raise ValueError(
+                    f"{shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}"
+                ) from error
+
         def read() -> list[Any]:
             with ThreadPoolExecutor(WORKERS) as pool:
-                return [*pool.map(lambda inside: [look(path) for path in inside], by_file.values())]
+                return [*pool.map(lambda inside: [look_at(path) for path in inside], by_file.values())]
 
         by_path = {
             path: result
@@ -250,7 +266,9 @@ def _reader(content: bytes | Stretch) -> Iterator[tiff_pages.Read]:
     with content.path.open("rb") as file:
 
         def read(offset: int, size: int) -> bytes:
+            if offset >= content.size:
+                return b""
             file.seek(content.offset + offset)
-            return file.read(max(0, min(size, content.size - offset)))
+            return file.read(min(size, content.size - offset))
 
         yield read

@@ -47,6 +47,7 @@ def test_which_axis_of_an_array_is_which(
         ({"a.npy": npy(np.zeros((4, 8, 8), np.uint8))}, {"layout": "HWC"}, r"and images have \(N, H, W, C\)"),
         ({"a.npy": npy(GREY)[:-9]}, {}, r"a\.npy is cut off: its shape \(6, 8, 9\) takes 432 bytes and it holds 423"),
         ({"a.npy": b"\x93NUMPY\1\0"}, {}, r"a\.npy is no array of numpy"),
+        ({"a.npy": b"\x93NUMPY\1\0\7\0{'a': ("}, {}, r"a\.npy is no array of numpy \(.*EOF in multi-line"),
         ({"a.npy": np.array([{}]).dumps()}, {}, r"a\.npy is no array of numpy"),
         ({"a.npy": npy(np.array(["a", "b"]))}, {}, r"a\.npy holds no array of images, only a"),
         ({"a.npy": npy(GREY * 1j)}, {}, r"a\.npy holds no array of images, only a"),
@@ -82,6 +83,15 @@ def test_arrays_that_are_not_clear_are_refused(
     with pytest.raises(ValueError, match=said) as caught:
         load(path, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "method"), [("a.zip", 0), ("a.zip", 8), ("a.npz", 0), ("a.npz", 8)])
+def test_an_array_with_other_bytes_than_were_packed_is_refused(tmp_path: Path, name: str, method: int) -> None:
+    arrays = {"arr_0.npy": npy(COLOUR), "arr_1.npy": npy(np.arange(6))}
+    content = bytearray(zipped(tmp_path / name, arrays, method).read_bytes())
+    content[300] ^= 1
+    with pytest.raises(ValueError, match="damaged"):
+        load(write(tmp_path / name, bytes(content)))
 
 
 def test_objects_in_arrays_are_never_unpickled(tmp_path: Path) -> None:
