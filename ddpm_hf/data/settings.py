@@ -111,7 +111,7 @@ class DataConfig:
         probability = self.augment_probability
         check(0 <= probability <= 1, "data.augment_probability", probability, "from 0 to 1")
         check(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")
-        is_file = self.name == "digits" or self.name.endswith(".parquet")
+        is_file = self.name == "digits" or self.name.endswith(".parquet") or Path(self.name).is_file()
         for setting, is_here in (("config", is_file), ("revision", is_file or Path(self.name).exists())):
             expected = f"null, as {self.name} is on this machine and has none"
             check(getattr(self, setting) is None or not is_here, f"data.{setting}", getattr(self, setting), expected)

@@ -174,6 +174,13 @@ def test_archives_that_are_damaged_or_dangerous_are_refused_in_one_sentence(tmp_
     assert {file.name for file in tmp_path.rglob("*") if file.suffix == ".png"} == set()
 
 
+@pytest.mark.parametrize("setting", ["config", "revision"])
+def test_a_file_has_no_configurations_or_revisions(tmp_path: Path, setting: str) -> None:
+    path = zipped(tmp_path / "a.zip", files("a.png"))
+    with pytest.raises(ValueError, match=rf"data\.{setting} is x and must be null, as .*a\.zip is on this machine"):
+        load(path, **{setting: "x"})
+
+
 def test_a_compressed_tar_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tarred(tmp_path / "a.tar.gz", files("0.png", "1.png"), gzip.compress)
     assert levels(load(path)) == [0, 1]
