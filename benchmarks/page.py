@@ -25,6 +25,7 @@ SUITES = (
     "guidance",
     "objectives",
     "sizes",
+    "augmentation",
     "memorisation",
     "fine_tuning",
     "blobs",
