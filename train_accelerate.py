@@ -4,23 +4,25 @@
     accelerate launch train_accelerate.py --data.name my/photos --data.resolution 64        a folder of photographs
     accelerate launch train_accelerate.py --seed 1 --output_dir runs/digits-1     another seed, elsewhere
     accelerate launch --multi_gpu --num_processes 2 train_accelerate.py           two processes, also without a GPU
-    accelerate launch train_accelerate.py --config configs/train/cifar10.yaml --dry_run     what a run would cost
+    accelerate launch train_accelerate.py --config cifar10 --dry_run              what a run would cost
     accelerate launch train_accelerate.py --push_to_hub --hub_model_id me/ddpm-digits       and to the Hub (docs/hub.md)
     python train_accelerate.py --help                                             every setting
 
 Processes and precision come from the launcher (configs/accelerate), all else from a recipe (configs/train) and the
-command line over it. The same command again continues a run that was stopped or killed.
+command line over it. The same command again continues a run that was stopped or killed. The command ddpm-hf-train, and
+`accelerate launch -m ddpm_hf.cli.train`, are this script for those who have the package alone.
 """
 
 import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm_hf.signals import STOPPED, ended_by_signals
 
 if TYPE_CHECKING:  # what loads torch is imported when the settings are known to be right, so that --help is quick
+    from ddpm_hf.metrics.evaluation import Results
     from ddpm_hf.training.run import Run
+    from ddpm_hf.training.settings import Config
 
 
 def train(run: "Run") -> None:
@@ -71,42 +73,52 @@ def train(run: "Run") -> None:
                 run.stop()
 
 
-def main() -> None:
-    """Settings, then a dry run or the run itself; what goes wrong ends it with one sentence."""
-    from ddpm_hf.command_line import ending_in_one_sentence, fail, parse_config
+def complete(config: "Config") -> "tuple[Results | None, str | None]":
+    """A dry run, or the run itself from its processes to its scores: the scores, and what could not be pushed.
 
-    recipes = Path(__file__).parent / "configs" / "train"
-    others = {"init_from": recipes / "fine_tune.yaml", "data.name": recipes / "photos.yaml"}
-    config = parse_config(sys.argv[1:], recipes / "digits.yaml", others)
-    from ddpm_hf.hub.repository import NOT_PUSHED
+    The former is None after a dry run, the latter where there is nothing to say.
+    """
     from ddpm_hf.launch import end_processes, start_processes
     from ddpm_hf.lock import only_writer
-    from ddpm_hf.training.checkpoints import SaveError
     from ddpm_hf.training.dry_run import dry_run
     from ddpm_hf.training.report import reported
-    from ddpm_hf.training.run import Run, Stopped
+    from ddpm_hf.training.run import Run
     from ddpm_hf.training.setup import build
 
-    not_pushed = None
+    results = not_pushed = None
+    accelerator = start_processes(
+        config.threads, config.training.gradient_accumulation_steps, config.training.trackers, config.output_dir
+    )
+    if config.dry_run:
+        dry_run(config, accelerator, train)
+    else:
+        with only_writer(config.output_dir, accelerator):
+            run = Run(build(config, accelerator))
+            train(run)
+            results, images = run.score()
+            run.finish(results, images)
+            if accelerator.is_main_process:
+                print(reported(run.setup, results))
+            not_pushed = run.publisher.close() if run.publisher else None
+            run.check_end()
+            del run  # the network goes before the process group (launch.end_processes)
+    end_processes(accelerator)
+    return results, not_pushed
+
+
+def main() -> None:
+    """Settings, then what they ask for; what goes wrong ends it with one sentence."""
+    from ddpm_hf.command_line import ending_in_one_sentence, fail, parse_config
+    from ddpm_hf.recipes import default_recipes
+
+    config = parse_config(sys.argv[1:], *default_recipes())
+    from ddpm_hf.hub.repository import NOT_PUSHED
+    from ddpm_hf.training.checkpoints import SaveError
+    from ddpm_hf.training.run import Stopped
+
     try:
         with ending_in_one_sentence():
-            accelerator = start_processes(
-                config.threads, config.training.gradient_accumulation_steps, config.training.trackers, config.output_dir
-            )
-            if config.dry_run:
-                dry_run(config, accelerator, train)
-            else:
-                with only_writer(config.output_dir, accelerator):
-                    run = Run(build(config, accelerator))
-                    train(run)
-                    results, images = run.score()
-                    run.finish(results, images)
-                    if accelerator.is_main_process:
-                        print(reported(run.setup, results))
-                    not_pushed = run.publisher.close() if run.publisher else None
-                    run.check_end()
-                    del run  # the network goes before the process group (launch.end_processes)
-            end_processes(accelerator)
+            _, not_pushed = complete(config)
     except Stopped as stopped:
         fail(str(stopped), status=STOPPED)
     except (FloatingPointError, SaveError) as error:

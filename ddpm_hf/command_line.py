@@ -13,7 +13,6 @@ import os
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
@@ -21,9 +20,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from ddpm_hf import __version__
+from ddpm_hf.recipes import LAUNCHERS, RECIPES, find_file, names_of, read_recipe
 from ddpm_hf.settings import settings_group, shown
 from ddpm_hf.training.idle import idle_settings
 from ddpm_hf.training.settings import Config
@@ -51,15 +51,30 @@ def parse_config(argv: Sequence[str], default_recipe: Path, others: Mapping[str,
         others: Setting -> the recipe that counts in its place where that setting is typed, the first in this order; a
             line on stderr says so. The data "digits" count as not typed.
 
-    Wrong settings end the program with one sentence and status 2; ``--help`` and ``--print_config`` end it with 0.
+    Wrong settings end the program with one sentence and status 2; ``--help``, ``--version`` and ``--print_config`` end
+    it with 0.
     """
-    argv = take_token(argv)
+    try:
+        return config_of(take_token(argv), default_recipe, others)
+    except ValueError as error:
+        fail(str(error))
+
+
+def config_of(argv: Sequence[str], default_recipe: Path, others: Mapping[str, Path] | None = None) -> Config:
+    """As :func:`parse_config`, for callers that go on after wrong settings.
+
+    Raises:
+        ValueError: settings are wrong, in one sentence.
+    """
     parser = _Parser(
-        description="Train a diffusion model on images; then sample, score and save it.",
-        usage="accelerate launch train_accelerate.py [--config RECIPE] [--SETTING VALUE ...]",
+        description="Train a diffusion model on images; then sample, score and save it. ddpm-hf-train starts the "
+        f"processes that --launcher says: a launcher file of accelerate, or one of {', '.join(names_of(LAUNCHERS))}.",
+        usage="accelerate launch train_accelerate.py [--config RECIPE] [--SETTING VALUE ...]\n"
+        "       ddpm-hf-train [--launcher FILE] [--config RECIPE] [--SETTING VALUE ...]",
     )
-    otherwise = [f"{path} where {name} is {_OTHERWISE[name]}" for name, path in (others or {}).items()]
-    help = "; without it, ".join(["The recipe, a YAML file", ", ".join(otherwise)]) + "."
+    otherwise = [f"{path.stem} where {name} is {_OTHERWISE[name]}" for name, path in (others or {}).items()]
+    recipes = f"The recipe, a YAML file or one of {', '.join(names_of(RECIPES))}"
+    help = "; without it, ".join([recipes, ", ".join(otherwise)]) + "."
     parser.add_argument("--config", type=str, default=str(default_recipe), help=help)
     parser.add_argument("--print_config", type=bool, default=False, help="Print all the settings as a recipe and end.")
     groups = _groups_of(Config)
@@ -79,21 +94,18 @@ def parse_config(argv: Sequence[str], default_recipe: Path, others: Mapping[str,
 
     parsed = parser.parse_settings(words)
     typed = {word[2:].partition("=")[0].removesuffix("+") for word in words if word.startswith("--")}
-    try:
-        values = vars(parser.instantiate(parsed))
-        asked = {field.name: values[field.name] for field in fields(Config)}
-        for field in fields(Config):
-            if "constructor" in field.metadata:
-                inner = dict(vars(asked[field.name]))
-                if asked["init_from"] is not None:  # the others are that model's, which is not read yet
-                    inner = {name: inner[name] for name in inner if f"{field.name}.{name}" in {*of_recipe, *typed}}
-                asked[field.name] = inner
-        config = Config(**asked)
-    except ValueError as error:
-        fail(str(error))
+    values = vars(parser.instantiate(parsed))
+    asked = {field.name: values[field.name] for field in fields(Config)}
+    for field in fields(Config):
+        if "constructor" in field.metadata:
+            inner = dict(vars(asked[field.name]))
+            if asked["init_from"] is not None:  # the others are that model's, which is not read yet
+                inner = {name: inner[name] for name in inner if f"{field.name}.{name}" in {*of_recipe, *typed}}
+            asked[field.name] = inner
+    config = Config(**asked)
     for name, sentence in idle_settings(config).items():
         if name in typed:  # of a recipe, the run says so
-            fail(f"{sentence}; give that too, or leave it out")
+            raise ValueError(f"{sentence}; give that too, or leave it out")
     if why and not config.quiet and os.environ.get("RANK", "0") == "0":
         print(f"The recipe is {recipe}, {why}; --config gives another.", file=sys.stderr)
     if values["print_config"]:
@@ -109,7 +121,7 @@ def _recipe_of(words: Sequence[str], default_recipe: Path, others: Mapping[str, 
         parser.add_argument(f"--{name}")
     asked = vars(parser.parse_known_args(words)[0])
     if asked["config"] is not None:
-        return Path(asked["config"]), ""
+        return find_file(RECIPES, asked["config"]), ""
     for name, recipe in others.items():
         if asked[name] is not None and (name, asked[name]) != ("data.name", "digits"):
             return recipe, f"as {name} is {_OTHERWISE[name]}"
@@ -130,7 +142,7 @@ def parse_settings(
         description: For ``--help``.
         is_positional: The fields without a default are given in their order, without their names.
 
-    Wrong settings end the program with one sentence and status 2; ``--help`` ends it with 0.
+    Wrong settings end the program with one sentence and status 2; ``--help`` and ``--version`` end it with 0.
     """
     argv = take_token(argv)
     required = [field.name for field in fields(kind) if _is_required(field)]  # type: ignore[arg-type]
@@ -139,9 +151,9 @@ def parse_settings(
     parser.add_class_arguments(kind, as_positional=is_positional)
     parser.add_token()
     parser.has_positionals = is_positional
-    values = vars(parser.parse_settings(parser.words_of(argv)))
-    del values["hub_token"]
     try:
+        values = vars(parser.parse_settings(parser.words_of(argv)))
+        del values["hub_token"]
         return kind(**values)
     except ValueError as error:
         fail(str(error))
@@ -218,10 +230,10 @@ def _of_the_machine(error: Exception) -> str | None:
 
 
 class _RecipeParser(argparse.ArgumentParser):
-    """The standard library's, whose errors end the program in one sentence."""
+    """The standard library's, whose errors are of one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        fail(message)
+        raise ValueError(message)
 
 
 class _Formatter(DefaultHelpFormatter):
@@ -243,9 +255,10 @@ class _Parser(ArgumentParser):
 
     def __init__(self, description: str, usage: str) -> None:
         super().__init__(description=description, usage=usage, formatter_class=_Formatter, allow_abbrev=False)
+        self.add_argument("--version", action="version", version=f"ddpm-hf {__version__}", help="Show the version.")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(_one_sentence(message))
+        raise ValueError(_one_sentence(message))
 
     def add_token(self) -> None:
         """What :func:`take_token` has taken is in --help all the same."""
@@ -262,7 +275,9 @@ class _Parser(ArgumentParser):
         A setting that nobody knows ends the program.
         """
         names = (argument[2:].partition("=")[0] for argument in argv if argument.startswith("--"))
-        _refuse_unknown((name.removesuffix("+") for name in names), self.settings | {"help"}, "the command line")
+        _refuse_unknown(
+            (name.removesuffix("+") for name in names), self.settings | {"help", "version"}, "the command line"
+        )
         types = {option: _type_of(action) for action in self._actions for option in action.option_strings}
         words, position = list[str](), 0
         while position < len(argv):
@@ -286,7 +301,7 @@ class _Parser(ArgumentParser):
     def parse_settings(self, words: Sequence[str]) -> Any:
         """The values of all settings; groups of the recipe count as defaults."""
         for action in self._actions:
-            if action.dest not in self.settings and action.dest != "help":
+            if action.dest not in self.settings and action.dest not in ("help", "version"):
                 action.help = argparse.SUPPRESS  # a file for a group
         parsed = self.parse_args(list(words))
         for action in self._actions:  # jsonargparse takes null for any setting
@@ -327,77 +342,32 @@ def _refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> No
     names = sorted(known)
     for key in keys:
         if key in OF_THE_LAUNCHER and key not in names:
-            fail(
+            raise ValueError(
                 f"{where} sets {key!r}, which the launcher takes and no command does; give it before the script, as in "
                 f"'accelerate launch --{key} ... train_accelerate.py', or in the launcher's --config_file"
             )
         if key not in names:
             nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
-            fail(f"{where} sets {key!r}, which is no setting; the nearest one is {nearest!r} (--help shows all)")
+            raise ValueError(
+                f"{where} sets {key!r}, which is no setting; the nearest one is {nearest!r} (--help shows all)"
+            )
 
 
 def _keys_of_recipe(path: Path, groups: Mapping[str, type]) -> Iterator[str]:
-    """The keys of a recipe as the command line has them; a file that is no recipe ends the program."""
-    try:
-        recipe = _yaml(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        fail(f"the recipe {path} cannot be read ({error.strerror}); give the path of a YAML file to --config")
-    except UnicodeDecodeError as error:
-        fail(f"the recipe {path} is not text in UTF-8 (its byte {error.start} is not); save it as UTF-8")
-    except yaml.YAMLError as error:
-        fail(f"the recipe {path} is not YAML: {_one_sentence(str(error))}")
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "it holds lists in lists without end"
-        fail(f"the recipe {path} cannot be used: {reason}")
+    """The keys of a recipe as the command line has them; a file that is no recipe is refused."""
+    recipe = read_recipe(path)
     if not isinstance(recipe, dict):
         held = "nothing" if recipe is None else shown(recipe)
-        fail(f"the recipe {path} must hold settings, such as 'seed: 0', and holds {held}")
+        raise ValueError(f"the recipe {path} must hold settings, such as 'seed: 0', and holds {held}")
     for key, value in recipe.items():
         if key in groups and not isinstance(value, Mapping):
             example = fields(groups[key])[0].name
-            fail(
+            raise ValueError(
                 f"the recipe {path} sets {key!r} to {shown(value)}, and it takes settings of its own, each on a line "
                 f"below it, such as '{example}: ...'"
             )
         yield from (f"{key}.{inner}" for inner in value) if key in groups else [str(key)]
 
-
-def _yaml(text: str) -> Any:
-    """What YAML holds, with what it allows and no recipe means refused: keys that are set twice, and endless aliases.
-
-    Raises:
-        ValueError: there is such a thing.
-        yaml.YAMLError: it is not YAML.
-    """
-    sizes: dict[int, int] = {}
-
-    def size_of(node: yaml.Node) -> int:
-        """How many values a node holds once its aliases are written out."""
-        if id(node) in sizes:
-            return sizes[id(node)]
-        sizes[id(node)] = MOST_VALUES  # of a node within itself
-        inner: list[yaml.Node] = []
-        if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-            twice = next((key for key, count in Counter(keys).items() if count > 1), None)
-            if twice is not None:
-                raise ValueError(f"it sets {twice!r} twice in one place; keep one of the two")
-            inner = [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            inner = node.value
-        sizes[id(node)] = 1 + sum(map(size_of, inner))
-        if sizes[id(node)] > MOST_VALUES:
-            raise ValueError(f"it holds more than {MOST_VALUES:,} values")
-        return sizes[id(node)]
-
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    if node is not None:
-        size_of(node)
-    return yaml.safe_load(text)
-
-
-MOST_VALUES = 2_000_000
-"""Of one recipe: trained_betas may be long."""
 
 _SHOWN = {"bool": "true or false", "Path": "path"}
 

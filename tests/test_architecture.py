@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "signals": set(),
     "launch": {"signals"},
     "lock": {"files", "launch"},
+    "recipes": set(),
     "settings": set(),
     "randomness": {"settings"},
     "manifest": {"files"},
@@ -43,11 +44,11 @@ ALLOWED: dict[str, set[str]] = {
         *("data", "diffusion", "files", "hub", "images", "launch", "lock", "manifest", "metrics", "models"),
         *("pipeline", "pixels", "randomness", "sampling", "schedulers", "settings"),
     },
-    "command_line": {"settings", "training"},
+    "command_line": {"recipes", "settings", "training"},
     "toy": {"command_line", "diffusion", "sampling", "schedulers", "settings"},
     "cli": {
         *("command_line", "conversion", "data", "diffusion", "files", "hub", "images", "launch", "lock", "manifest"),
-        *("metrics", "pipeline", "pixels", "sampling", "settings", "training"),
+        *("metrics", "pipeline", "pixels", "recipes", "sampling", "settings", "signals", "training"),
     },
 }
 

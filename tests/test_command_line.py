@@ -30,6 +30,7 @@ HEAVY = [
 # Each command with settings that are wrong by their values, not by their names.
 COMMANDS = {
     "train_accelerate": ["--model.layers_per_block", "0"],
+    "ddpm_hf.cli.train": ["--model.layers_per_block", "0"],
     "ddpm_hf.cli.sample": ["--model", "m", "--output", "o", "--seed", "-1"],
     "ddpm_hf.cli.evaluate": ["--reference", "r", "--output", "o"],
     "ddpm_hf.cli.convert": ["a.pt", "b", "--sample_size", "0"],
