@@ -5,8 +5,6 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from PIL import ImageColor
-
 from ddpm_hf.settings import check
 
 Alpha = Literal["composite", "channel", "drop"]
@@ -94,10 +92,13 @@ class DataConfig:
         is_side = not isinstance(self.center_crop, bool) and bool(self.center_crop)
         expected = f"true or null: a square does not have the shape of data.resolution {self.resolution}"
         check(is_square or not is_side, "data.center_crop", self.center_crop, expected)
-        try:
-            ImageColor.getrgb(self.background)
-        except ValueError:
-            check(False, "data.background", repr(self.background), "a colour, such as white, black or #8080ff")
+        if self.background != "white":
+            from PIL import ImageColor  # only now, so that a command whose settings are wrong answers at once
+
+            try:
+                ImageColor.getrgb(self.background)
+            except ValueError:
+                check(False, "data.background", repr(self.background), "a colour, such as white, black or #8080ff")
         if isinstance(self.value_range, tuple):
             low, high = self.value_range
             expected = "two finite numbers, the lower one first"

@@ -19,12 +19,17 @@ def parse(*argv: str) -> Config:
     return parse_config(argv, *default_recipes())
 
 
+def run() -> None:
+    """The command, which leaves signals as they are."""
+    train._start_processes(sys.argv[1:])
+    training_script().main()
+
+
 def ended(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *argv: str) -> tuple[int, str]:
     """Status and one sentence of a command that ends before it trains."""
     monkeypatch.setattr(sys, "argv", ["ddpm-hf-train", *argv])
     with pytest.raises(SystemExit) as end:
-        train._start_processes(sys.argv[1:])
-        training_script().main()
+        run()
     said = capsys.readouterr()
     assert (said.out + said.err).count("\n") == 1
     return int(str(end.value.code)), said.out + said.err
