@@ -23,6 +23,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ddpm_hf import __version__
+from ddpm_hf.progress import speak_in_lines
 from ddpm_hf.recipes import LAUNCHERS, RECIPES, find_file, names_of, read_recipe
 from ddpm_hf.settings import settings_group, shown
 from ddpm_hf.training.idle import idle_settings
@@ -55,9 +56,11 @@ def parse_config(argv: Sequence[str], default_recipe: Path, others: Mapping[str,
     it with 0.
     """
     try:
-        return config_of(take_token(argv), default_recipe, others)
+        config = config_of(take_token(argv), default_recipe, others)
     except ValueError as error:
         fail(str(error))
+    speak_in_lines(config.quiet)
+    return config
 
 
 def config_of(argv: Sequence[str], default_recipe: Path, others: Mapping[str, Path] | None = None) -> Config:
@@ -154,9 +157,11 @@ def parse_settings(
     try:
         values = vars(parser.parse_settings(parser.words_of(argv)))
         del values["hub_token"]
-        return kind(**values)
+        settings = kind(**values)
     except ValueError as error:
         fail(str(error))
+    speak_in_lines(values.get("quiet", False))
+    return settings
 
 
 def take_token(argv: Sequence[str]) -> list[str]:

@@ -23,8 +23,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ddpm_hf.progress import Progress
 from ddpm_hf.signals import say, stop_signals
 
 T = TypeVar("T")
@@ -88,6 +88,11 @@ def start_processes(
         project_dir=logging_dir,
     )
     waiting.cancel()
+    if unusable := set(trackers).difference(map(str, accelerator.log_with)):
+        raise ValueError(
+            f"accelerate cannot use the installed version of the tracker {unusable.pop()!r}; install one that it can, "
+            "or take it out"
+        )
     if asked != accelerator.num_processes:
         raise ValueError(
             f"the launcher started {asked} processes, but this one sees {accelerator.num_processes}, so they would "
@@ -232,7 +237,7 @@ def compute_in_shares(
         accelerator: Its processes share the work; None for this process alone.
         in_step: Call ``compute`` equally often on all processes, because they must meet in it. What is computed for
             that alone is thrown away.
-        progress: The name of a bar that counts this process's batches; None shows none.
+        progress: The name under which this process tells how far all are; None for silence.
 
     Returns:
         ``(num_items, ...)`` on the CPU.
@@ -243,12 +248,14 @@ def compute_in_shares(
     calls = math.ceil(len(batches) / processes) if in_step else max(1, len(own))
     padded = [*own, *[batches[0]] * (calls - len(own))]
     rows: Tensor | None = None
-    for number, batch in enumerate(tqdm(padded, progress, unit="batch", disable=progress is None, leave=False)):
-        part = compute(batch)
-        if rows is None:
-            rows = part.new_zeros(num_items, *part.shape[1:])
-        if number < len(own):
-            rows[batch.start : batch.stop] = part
+    with Progress(progress or "", num_items, "image", shown=progress is not None, leave=False) as told:
+        for number, batch in enumerate(padded):
+            part = compute(batch)
+            if rows is None:
+                rows = part.new_zeros(num_items, *part.shape[1:])
+            if number < len(own):
+                rows[batch.start : batch.stop] = part
+            told.advance(len(batch) * processes)
     assert rows is not None
     if accelerator is not None and processes > 1:
         # Each row is zero on all processes but one, and so is each of its bytes: their sums are the row of any type,

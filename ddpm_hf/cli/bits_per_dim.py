@@ -73,7 +73,7 @@ def score_model(
         output: Folder for bits_per_dim.npz, with ``values`` ``(N,)`` and, for the variational bound, ``terms``
             ``(N, T + 1)``; and for bits_per_dim.png, a plot of the terms over time.
         accelerator: Its processes share the work.
-        show_progress: Show a progress bar.
+        show_progress: Tell how far it is.
     """
     pipe.to(accelerator.device)
     labels = reference.labels if pipe.unet.config.num_class_embeds is not None else None

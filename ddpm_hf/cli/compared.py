@@ -91,7 +91,7 @@ def load_reference(config: EvaluateConfig, sets: Mapping[str, Tensor], show_prog
     Args:
         config: The settings.
         sets: The samples; where there are only statistics, their type says what their numbers mean.
-        show_progress: Show a bar while images are decoded.
+        show_progress: Tell how far the decoding is.
 
     Raises:
         ValueError: they cannot be read, are too few, or are not enough for the metrics.
@@ -204,7 +204,7 @@ def load_data(data: DataConfig, show_progress: bool, setting: str = "reference")
 
     Args:
         data: Settings of it, which this command knows by other names.
-        show_progress: Show a bar while images are decoded.
+        show_progress: Tell how far the decoding is.
         setting: The setting of this command that names the data set.
 
     Raises:

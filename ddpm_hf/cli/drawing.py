@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import sys
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from ddpm_hf.cli.sample import SampleConfig, classes_of
 from ddpm_hf.cli.show import save, show
@@ -30,6 +28,7 @@ from ddpm_hf.lock import only_writer
 from ddpm_hf.manifest import FILE, check_same_settings, claim, weights_hash
 from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.pixels import EIGHT_BITS, TORCH
+from ddpm_hf.progress import Progress
 from ddpm_hf.sampling.denoising import SamplingOptions, image_shape, no_class_of, step_options_of
 from ddpm_hf.sampling.image_files import ImageFolder, sample_files
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
@@ -237,14 +236,9 @@ def _draw(
     missing: npt.NDArray[np.bool_],
     labels: torch.Tensor | None,
 ) -> None:
-    bar = tqdm(
-        total=int(missing.sum()),
-        desc="sampling",
-        unit="image",
-        disable=not accelerator.is_main_process or config.quiet or not sys.stderr.isatty(),
-    )
+    told = Progress("sampling", int(missing.sum()), "image", accelerator.is_main_process and not config.quiet)
     writing: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1) as writer, bar:
+    with ThreadPoolExecutor(1) as writer, told:
         for batch in own_share(batches, accelerator):
             images: torch.Tensor = pipe(
                 seeds=batch,
@@ -260,7 +254,7 @@ def _draw(
             writing.append(writer.submit(files.write, [batch[i] for i in wanted], images[wanted]))
             if len(writing) > 2:  # so that a slow disk holds the drawing back, and memory stays bounded
                 writing.popleft().result()
-            bar.update(min(len(wanted) * accelerator.num_processes, bar.total - bar.n))
+            told.advance(len(wanted) * accelerator.num_processes)
         for written in writing:
             written.result()
 

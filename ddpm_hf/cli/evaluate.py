@@ -86,7 +86,7 @@ class EvaluateConfig:
         save_statistics: Write the reference's mean and covariance to this .npz file, in pytorch-fid's layout.
         cache_dir: Folder where features are kept between calls; null for the Hugging Face cache.
         threads: CPU threads of each process; null divides the usable cores among the processes of this machine.
-        quiet: Show no progress bar.
+        quiet: Do not tell how far it is: no bar in a terminal, and no lines where there is none.
     """
 
     reference: str

@@ -57,7 +57,7 @@ class SampleConfig:
         dtype: Floating-point type of the network.
         compile: Compile the network with torch.compile.
         threads: CPU threads of each process; null divides the usable cores among the processes of this machine.
-        quiet: Show no progress bar.
+        quiet: Do not tell how far it is: no bar in a terminal, and no lines where there is none.
     """
 
     model: str

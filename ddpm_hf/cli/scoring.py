@@ -1,6 +1,5 @@
 """What ddpm-hf-evaluate does, once its settings are known to be right."""
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from ddpm_hf.metrics.reference import FeatureExtraction, Statistics, fingerprint
 from ddpm_hf.metrics.results import markdown_table, nearest_picture
 from ddpm_hf.metrics.table import HELD_OUT
 from ddpm_hf.pipeline import DDPMCustomPipeline
+from ddpm_hf.progress import Progress, has_terminal
 from ddpm_hf.training.downloads import local_folder
 
 
@@ -144,7 +144,8 @@ def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> Files:
         fake = features_of.kept(images, fingerprints[name])
         if not accelerator.is_main_process:
             continue
-        scores[name] = evaluation.score(fake)
+        with Progress(f"scoring {name}", 1, "set", show_progress, leave=False):
+            scores[name] = evaluation.score(fake)
         if of_held_out is not None and (test := evaluation.copying(fake, of_held_out)):
             copying[name] = test
         if reference.images is not None and real is not None:
@@ -177,8 +178,8 @@ def _save_picture(picture: Callable[[], Image], path: Path) -> None:
 
 
 def _shows_progress(config: EvaluateConfig, accelerator: Accelerator) -> bool:
-    shown: bool = accelerator.is_main_process and not config.quiet and sys.stderr.isatty()
-    if not shown:
+    shown: bool = accelerator.is_main_process and not config.quiet
+    if not (shown and has_terminal()):
         datasets.disable_progress_bars()
     diffusers.utils.logging.disable_progress_bar()  # that of loading a model's two parts
     return shown

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import HF_HOME
-from tqdm.auto import tqdm
 
 from ddpm_hf.data.decoding import WORKERS
 from ddpm_hf.data.folders import state_of
 from ddpm_hf.files import hash_of, is_intact, sealed, written_whole
+from ddpm_hf.progress import Progress
 
 
 def content_of(paths: list[Path], show_progress: bool = False) -> list[str]:
@@ -24,9 +24,9 @@ def content_of(paths: list[Path], show_progress: bool = False) -> list[str]:
     """
 
     def read() -> list[str]:
-        bar = tqdm(total=len(paths), desc="reading files", unit="file", disable=not show_progress)
-        with ThreadPoolExecutor(WORKERS) as pool, bar:
-            return [_counted(digest, bar) for digest in pool.map(_hash_of, paths)]
+        told = Progress("reading files", len(paths), "file", show_progress)
+        with ThreadPoolExecutor(WORKERS) as pool, told:
+            return [_counted(digest, told) for digest in pool.map(_hash_of, paths)]
 
     return remembered("hashes", paths, read)
 
@@ -61,6 +61,6 @@ def _hash_of(path: Path) -> str:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _counted(digest: str, bar: tqdm) -> str:
-    bar.update()
+def _counted(digest: str, told: Progress) -> str:
+    told.advance()
     return digest

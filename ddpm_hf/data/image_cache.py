@@ -31,7 +31,6 @@ import PIL
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ddpm_hf.data.decoding import WORKERS
 from ddpm_hf.data.faults import CorruptImageError
@@ -39,6 +38,7 @@ from ddpm_hf.data.rows import OnCorrupt, Rows, settle
 from ddpm_hf.data.transform import Transform
 from ddpm_hf.files import hash_of, is_intact, is_temporary, sealed, sync, sync_tree, temporary_name, written_whole
 from ddpm_hf.pixels import TORCH
+from ddpm_hf.progress import Progress
 
 # To be raised with every change of the files or of what a transform does.
 FORMAT = 2
@@ -90,7 +90,7 @@ def cached_images(
         transform: What is done to each image.
         folder: Where the caches are.
         on_corrupt: Stop when all rows have been seen, or leave these images out.
-        show_progress: Show a bar while this or another process builds the cache.
+        show_progress: Tell how far it is while this or another process builds the cache.
 
     Raises:
         ValueError: an image does not go with the others or the settings, some are corrupt, or there is no room.
@@ -131,11 +131,11 @@ def _turn(cache: Path, rows: Rows, show_progress: bool) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.5 if show_progress else -1)
     except Timeout:
-        with _bar(rows, show_progress) as bar:
+        with _told(rows, show_progress) as told:
             while not lock.is_locked:
                 # The other process may be about to write the number, or done with it.
                 with suppress(FileNotFoundError, ValueError):
-                    bar.update(int((temporary_name(cache) / "rows_done").read_text()) - bar.n)
+                    told.advance(int((temporary_name(cache) / "rows_done").read_text()) - told.done)
                 with suppress(Timeout):
                     lock.acquire(timeout=0.5)
     try:
@@ -171,7 +171,7 @@ def _write(rows: Rows, transform: Transform, building: Path, show_progress: bool
     rows.seen.clear()
     _check_room(rows, settled, building.parent)
     digest, labels, corrupt = hashlib.sha256(), array("q"), list[str]()
-    with (building / "images.bin").open("wb") as file, _bar(rows, show_progress) as bar:
+    with (building / "images.bin").open("wb") as file, _told(rows, show_progress) as told:
         for chunk in decoded(rows, settled):
             for pixels, label in chunk:
                 if isinstance(pixels, str):
@@ -180,7 +180,7 @@ def _write(rows: Rows, transform: Transform, building: Path, show_progress: bool
                     file.write(pixels.data)
                     digest.update(pixels.data)
                     labels.append(label)
-            bar.update(len(chunk))
+            told.advance(len(chunk))
             (building / "rows_done").write_text(str(len(labels) + len(corrupt)))
     shape = (len(labels), *(settled.shape or ()))
     dtype = settled.first_dtype or "uint8"
@@ -276,5 +276,5 @@ def sentence_of(rows: Rows, corrupt: list[str], then: str) -> str:
     return f"{counted}: {'; '.join(corrupt[:NAMED])}{more}; {then}"
 
 
-def _bar(rows: Rows, show_progress: bool) -> tqdm:
-    return tqdm(total=len(rows.dataset), desc=f"decoding {rows.name}", unit="image", disable=not show_progress)
+def _told(rows: Rows, show_progress: bool) -> Progress:
+    return Progress(f"decoding {rows.name}", len(rows.dataset), "image", show_progress)

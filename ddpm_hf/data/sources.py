@@ -199,7 +199,7 @@ def load_cached_images(config: DataConfig, show_progress: bool = False) -> Image
 
     Args:
         config: What to load and what to do to the images; ``streaming`` and ``shuffle_buffer`` play no part.
-        show_progress: Show a bar while the images are decoded.
+        show_progress: Tell how far the decoding is.
 
     Raises:
         ValueError: as :func:`load_image_data`.

@@ -117,7 +117,7 @@ def bits_per_dim(
         class_labels: int64 (N,), for a class-conditional network.
         accelerator: its processes share the work; None for this process alone.
         batch_size: images computed at once.
-        show_progress: a bar with rate and ETA, for one process.
+        show_progress: tell how far it is, on this process.
 
     Returns:
         The same on every process.

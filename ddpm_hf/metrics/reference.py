@@ -46,7 +46,7 @@ class FeatureExtraction:
         accelerator: Its processes share the work.
         batch_size: Images computed at once.
         cache_dir: Where `kept` keeps them; ``ddpm_hf/features`` of HF_HOME when None.
-        show_progress: A bar.
+        show_progress: Tell how far it is.
         intake: What the extractor sees of the images.
     """
 

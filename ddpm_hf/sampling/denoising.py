@@ -212,7 +212,7 @@ def sample_images(
         options: how each batch is drawn.
         class_labels: int64 (N,).
         accelerator: its processes share the work; None for this process alone.
-        show_progress: a bar with images, rate and ETA.
+        show_progress: tell how far it is, on this process.
 
     Returns:
         (N, C, H, W) of the type of `options.format` on the CPU, the same on every process.

@@ -10,7 +10,6 @@ number that says how good the result is. It leaves in runs/toy/NAME/
 """
 
 import math
-import sys
 from pkgutil import resolve_name
 from statistics import mean
 from typing import Any, Final
@@ -18,11 +17,11 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ddpm_hf.diffusion.denoiser import Denoiser
 from ddpm_hf.diffusion.losses import training_loss
 from ddpm_hf.diffusion.process import CLEAN
+from ddpm_hf.progress import Progress
 from ddpm_hf.sampling.denoising import DEFAULT, step_options_of
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
@@ -99,16 +98,18 @@ def train(config: ToyConfig, denoiser: Denoiser) -> Denoiser:
     points_of = resolve_name(DATA[config.data])
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    for _ in tqdm(range(config.steps), desc="training", disable=config.quiet or not sys.stderr.isatty()):
-        x_0 = points_of(config.batch_size, generator)
-        t = torch.randint(config.num_train_timesteps, (config.batch_size,), generator=generator)
-        noise = torch.randn(x_0.shape, generator=generator)
-        x_t = denoiser.diffusion.q_sample(x_0, t, noise)
-        loss = training_loss(denoiser, denoiser.output(x_t, t), x_0, noise, t).mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+    with Progress("training", config.steps, "step", not config.quiet) as told:
+        for _ in range(config.steps):
+            x_0 = points_of(config.batch_size, generator)
+            t = torch.randint(config.num_train_timesteps, (config.batch_size,), generator=generator)
+            noise = torch.randn(x_0.shape, generator=generator)
+            x_t = denoiser.diffusion.q_sample(x_0, t, noise)
+            loss = training_loss(denoiser, denoiser.output(x_t, t), x_0, noise, t).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            told.advance()
     return denoiser
 
 

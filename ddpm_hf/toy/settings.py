@@ -42,7 +42,7 @@ class ToyConfig:
         num_points: Number of points to draw; they (or 10,000 of them, if there are more) are compared with as many
             points of the data.
         threads: CPU threads.
-        quiet: Show no progress bar.
+        quiet: Do not tell how far it is: no bar in a terminal, and no lines where there is none.
     """
 
     data: str = "gaussian8"

@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ddpm_hf.lock import check_folder, only_writer
+from ddpm_hf.progress import duration
 from ddpm_hf.training.log import read_log
 from ddpm_hf.training.report import described_data, described_network
 from ddpm_hf.training.run import Run
@@ -86,19 +87,13 @@ def cost_of(config: Config, folder: Path, seconds: dict[str, float], processes: 
     return "\n".join(
         [
             f"Dry run: {STEPS} steps, one save, {IMAGES} images; nothing of it is left. The full run would take about",
-            f"  training   {_time(training.steps * step):>12}   {training.steps} steps of {step:.3g} s",
-            f"  saving     {_time(saves * seconds['saving']):>12}   {saves} checkpoint(s) of {size / 2**20:.0f} MiB; "
-            f"{kept} kept, {kept * size / 2**20:.0f} MiB",
-            f"  sampling   {_time(images * image):>12}   {images} images of {image:.3g} s, or less: larger batches are "
-            "faster",
-            f"  scoring    {_time(rounds * seconds['scoring']):>12}",
-            f"  in all     {_time(total):>12}   on {processes} process(es): {total * processes / 3600:.3g} hours of "
+            f"  training   {duration(training.steps * step):>12}   {training.steps} steps of {step:.3g} s",
+            f"  saving     {duration(saves * seconds['saving']):>12}   {saves} checkpoint(s) of {size / 2**20:.0f} "
+            f"MiB; {kept} kept, {kept * size / 2**20:.0f} MiB",
+            f"  sampling   {duration(images * image):>12}   {images} images of {image:.3g} s, or less: larger batches "
+            "are faster",
+            f"  scoring    {duration(rounds * seconds['scoring']):>12}",
+            f"  in all     {duration(total):>12}   on {processes} process(es): {total * processes / 3600:.3g} hours of "
             f"one, {max(line['memory_gib'] for line in lines):.2f} GiB of memory each",
         ]
     )
-
-
-def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

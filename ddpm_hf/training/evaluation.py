@@ -35,7 +35,7 @@ class SampleEvaluation:
         data: Its training images.
         sampler: A scheduler with its timesteps set.
         accelerator: Its processes share the work.
-        show_progress: A bar while images are drawn.
+        show_progress: Tell how far the drawing and the features are.
 
     Raises:
         ValueError: the settings ask for scores that cannot be computed.

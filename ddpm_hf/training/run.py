@@ -1,5 +1,6 @@
 """A training run while it lives: the services that the loop of train_accelerate.py calls by their names."""
 
+import logging
 import shutil
 import sys
 import time
@@ -7,11 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ddpm_hf.data.batches import Batch
 from ddpm_hf.files import remove_temporaries, write_json, write_text, written_whole
@@ -20,8 +19,8 @@ from ddpm_hf.launch import StopSignal, decided_by_main
 from ddpm_hf.metrics.evaluation import Results
 from ddpm_hf.metrics.figures import save_curve, save_losses
 from ddpm_hf.metrics.table import HELD_OUT, SAMPLES, SCORES, ScoreKind
+from ddpm_hf.progress import bar_of, duration, rate
 from ddpm_hf.randomness import seed_from
-from ddpm_hf.settings import flat
 from ddpm_hf.training.checkpoints import SaveError, averages_of, save_pipeline
 from ddpm_hf.training.dispensable import Dispensable
 from ddpm_hf.training.log import MetricsLog, read_log
@@ -29,9 +28,13 @@ from ddpm_hf.training.optimization import learning_rate, objective_of
 from ddpm_hf.training.publish import Publisher
 from ddpm_hf.training.report import described, results_of
 from ddpm_hf.training.setup import Setup, shows_progress
+from ddpm_hf.training.trackers import send_picture, start_trackers
 
 TIME_TO_STOP = 20
 """Seconds that a push may take when a run ends early: whoever sends a signal seldom waits longer than 30."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
@@ -57,24 +60,16 @@ class Run:
         self.publisher: Publisher | None = None
         self._stop = StopSignal(self.accelerator)
         self._dispensable = Dispensable(self.accelerator.is_main_process)
-        self._bar = tqdm(disable=True)
-        self._since = time.perf_counter()
+        self._tells = shows_progress(self.config, self.accelerator)
+        self._bar = bar_of("training", self.config.training.steps, "step", shown=False)
+        self._first, self._began = self.state.step, time.perf_counter()
+        self._since = self._began
         decided_by_main(self.accelerator, self._begin)
-        training = self.config.training
-        if training.trackers:
-            settings = flat(self.config.to_dict())
-            simple = {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
-            try:
-                self.accelerator.init_trackers("ddpm_hf", config=simple)
-            except OSError as error:
-                raise ValueError(
-                    f"training.trackers {', '.join(training.trackers)} cannot write into {self.folder}: "
-                    f"{error.strerror or error}; mend that, or take them out"
-                ) from error
+        start_trackers(self.accelerator, self.config, is_resumed=setup.resumed is not None)
         self.log = MetricsLog(
             self.folder / "metrics.jsonl",
             self.accelerator,
-            training.batch_size,
+            self.config.training.batch_size,
             len(setup.scheduler),
             after=self.state.step,
             pending=setup.record.get("log"),
@@ -97,7 +92,7 @@ class Run:
         if setup.repository is not None:
             self.publisher = Publisher(self.folder, setup.repository, config.hub_strategy, config.hub_license)
         if not config.quiet:
-            print(described(setup))
+            print(described(setup), flush=True)
         for note in setup.notes:
             print(f"Note: {note}.", file=sys.stderr)
 
@@ -121,18 +116,12 @@ class Run:
     def steps(self) -> Iterator[tuple[int, list[Batch]]]:
         """The steps that are left, each with its micro-batches."""
         total, first = self.config.training.steps, self.state.step
-        self._bar = tqdm(
-            self.setup.batches.of_steps(first, total),
-            "training",
-            total,
-            initial=first,
-            unit="step",
-            disable=not shows_progress(self.config, self.accelerator),
-        )
-        self._since = time.perf_counter()
-        for step, micro_batches in self._bar:
-            yield step, micro_batches
-            self._since = time.perf_counter()
+        self._began = self._since = time.perf_counter()
+        with bar_of("training", total, "step", self._tells, initial=first) as self._bar:
+            for step, micro_batches in self.setup.batches.of_steps(first, total):
+                yield step, micro_batches
+                self._since = time.perf_counter()
+                self._bar.update()
 
     @contextmanager
     def accumulate(self, step: int, index: int) -> Iterator[None]:
@@ -158,8 +147,12 @@ class Run:
         if grad_norm is not None:
             self.setup.batches.learn(all_t, all_losses)
         self.state.count_step(grad_norm is not None)
-        self.log.add(all_losses, all_t, grad_norm, torch.cat([batch.weights for batch in micro_batches]))
+        weights = torch.cat([batch.weights for batch in micro_batches])
+        self.log.add(all_losses, all_t, grad_norm, weights)
         self.seconds["training"] += time.perf_counter() - self._since
+        if self.state.step == self._first + 1 and self._tells and not self.is_due(self.config.training.log_every):
+            # At once, so that a log shows that the run trains; the other losses stay on the device until a line is due.
+            self._tell(f"loss {float((weights * all_losses).sum() / weights.sum()):.4f}, of its first images alone")
 
     # What is due after a step.
 
@@ -199,7 +192,7 @@ class Run:
             )
 
     def write_log(self) -> None:
-        """A line of metrics.jsonl, and the loss beside the bar."""
+        """A line of metrics.jsonl, which is also told, and the loss beside the bar."""
         state, training = self.state, self.config.training
         line = self.log.write(
             state.step,
@@ -207,7 +200,12 @@ class Run:
             ema_decay=state.ema.decay_now(training.ema_decays[0]),
             seconds_waited=self.setup.batches.seconds_waited,
         )
-        self._bar.set_postfix(loss=line["loss"] and f"{line['loss']:.4f}")
+        loss = None if line["loss"] is None else f"{line['loss']:.4f}"
+        self._bar.set_postfix(loss=loss)
+        taken = time.perf_counter() - self._began
+        left = taken / (state.step - self._first) * (training.steps - state.step)
+        when = f"{duration(taken)} in all" if self.is_last else f"{duration(left)} left"
+        self._tell(f"loss {loss or 'none'}, {rate(line['images_per_second'], 'image')}, {when}")
 
     def look_at_held_out(self) -> None:
         """The loss on held-out images: a line of metrics.jsonl, and a picture beside the training loss."""
@@ -215,6 +213,7 @@ class Run:
         with self._timed("scoring"):
             quarters = self.setup.held_out_loss(self.setup.model)
         line: dict[str, float] = {"step": self.state.step, "held_out_loss": sum(quarters) / len(quarters)}
+        self._tell(f"loss of held-out images {line['held_out_loss']:.4f}")
         self.log.write_line(line | {f"held_out_loss_quarter_{i}": loss for i, loss in enumerate(quarters, start=1)})
         self._keep_picture("loss.png", self._draw_losses)
 
@@ -222,19 +221,19 @@ class Run:
         """A grid of samples of the averaged weights, always from the same seeds, into samples/ and to the trackers."""
         images = self._draw(self.config.evaluation.grid_images)
         grid, step = self.setup.evaluation.grid(images), self.state.step
-        self._keep_picture(f"step-{step:08d}.png", lambda path: save_png(grid, path))
+        name = f"step-{step:08d}.png"
+        self._keep_picture(name, lambda path: save_png(grid, path))
+        self._tell(f"grid of samples {self.folder / 'samples' / name}")
         with self._dispensable.part("the trackers' pictures", Exception):  # whatever it is that they raise
-            for tracker in self.accelerator.trackers:
-                if tracker.name == "tensorboard":
-                    tracker.writer.add_image("samples", np.asarray(grid.convert("RGB")), step, dataformats="HWC")
-                elif tracker.name == "wandb":
-                    tracker.log_images({"samples": [grid]}, step=step)
+            send_picture(self.accelerator, "samples", grid, step)
 
     def score(self) -> tuple[Results, Tensor]:
         """Draw the images of the averaged weights and score them; keep the best weights during training."""
         images = self._draw(self.config.evaluation.num_images)
         with self._timed("scoring"):
             results = self.setup.evaluation.score(images)
+        if results.sets:
+            self._tell(", ".join(f"{name} {value:.4g}" for name, value in results.of(SAMPLES).items()))
         if self.config.evaluation.every:
             self._keep_best(results)
         return results, images
@@ -256,6 +255,7 @@ class Run:
                 "seconds": self.seconds,
             }
             checkpoint = self.setup.checkpoints.save(self.state, self.setup.saved_scheduler, record)
+        self._tell(f"checkpoint {checkpoint}")
         if self.publisher is not None:
             self.publisher.saved(checkpoint)
 
@@ -333,6 +333,7 @@ class Run:
         with self._dispensable.part("its best weights so far", (OSError, SafetensorError)):
             decided_by_main(self.accelerator, write)
             self.state.best = values
+            self._tell(f"the best weights so far {self.folder / 'best'}")
 
     def _draw_losses(self, path: Path) -> None:
         lines = read_log(self.folder / "metrics.jsonl")
@@ -352,6 +353,11 @@ class Run:
         if self.accelerator.is_main_process:
             with self._dispensable.part(f"pictures in {self.folder / 'samples'}"):
                 write(self.folder / "samples" / name)
+
+    def _tell(self, news: str) -> None:
+        """A line of what there is at this step, where no bar shows it."""
+        if self._tells:
+            logger.info("step %d of %d: %s", self.state.step, self.config.training.steps, news)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

@@ -23,7 +23,7 @@ from ddpm_hf.models.network_sizes import FOLLOWING, followed, follows
 from ddpm_hf.models.unet_2d_config import check_config
 from ddpm_hf.sampling.samplers import SamplerName, TimestepSpacing, check_sampler
 from ddpm_hf.settings import ColourMap, check, check_seed, named, plain, renamed, settings_group
-from ddpm_hf.training.choices import LR_SCHEDULES, OPTIMIZERS
+from ddpm_hf.training.choices import LR_SCHEDULES, OPTIMIZERS, TRACKERS
 
 if TYPE_CHECKING:
     Loss: TypeAlias = str
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     LRSchedule: TypeAlias = str
     Optimizer: TypeAlias = str
     TimestepSampling: TypeAlias = str
+    TrackerName: TypeAlias = str
 else:  # the names of the tables, so that a new row is a new choice on the command line
     Loss, LossWeighting = Literal[tuple(LOSSES)], Literal[tuple(LOSS_WEIGHTINGS)]
     LRSchedule, Optimizer = Literal[tuple(LR_SCHEDULES)], Literal[tuple(OPTIMIZERS)]
-    TimestepSampling = Literal[tuple(TIMESTEP_SAMPLERS)]
+    TimestepSampling, TrackerName = Literal[tuple(TIMESTEP_SAMPLERS)], Literal[tuple(TRACKERS)]
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class TrainingConfig:
             importance (in proportion to recent losses, with weights that keep the expected loss the same).
         label_dropout: Probability with which an image is trained without its class, for classifier-free guidance; the
             last of model.num_class_embeds then stands for "no class".
-        log_every: Steps between two lines of metrics.jsonl.
-        trackers: Experiment trackers that receive metrics and sample grids, besides metrics.jsonl.
+        log_every: Steps between two lines of metrics.jsonl, and of the log where stderr is not a terminal.
+        trackers: Experiment trackers that receive metrics and sample grids, besides metrics.jsonl; each must be
+            installed.
         checkpoint_every: Steps between two checkpoints; null keeps only the last step's.
         checkpoints_total_limit: Number of checkpoints to keep; the oldest is removed once a newer one is complete.
         sample_every: Steps between two grids of samples, always from the same seeds; null draws none.
@@ -99,7 +101,7 @@ class TrainingConfig:
     timestep_sampling: TimestepSampling = "uniform"
     label_dropout: float = 0.0
     log_every: int = 50
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    trackers: list[TrackerName] = field(default_factory=list)
     checkpoint_every: int | None = 5000
     checkpoints_total_limit: int = 3
     sample_every: int | None = 5000
@@ -227,7 +229,8 @@ class Config:
         output_dir: Folder of the run; the same folder resumes it.
         seed: Everything random in the run follows from it.
         threads: CPU threads of each process; null divides the usable cores among the processes of this machine.
-        quiet: Show no progress bars; the scores are still printed.
+        quiet: Do not tell how far the run is: no bar in a terminal, and no lines where there is none; the scores are
+            still printed.
         resume: auto resumes from the newest complete checkpoint in output_dir, if there is one; never starts a new run
             and replaces what is there; a path resumes from that checkpoint; hub:OWNER/NAME[@REVISION] resumes from the
             checkpoint that a run with hub_strategy checkpoints has pushed, or from a newer one in output_dir.

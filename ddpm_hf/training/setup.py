@@ -1,6 +1,5 @@
 """Everything that a training run needs, built and checked before anything is written."""
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ddpm_hf.hub.repository import Repository
 from ddpm_hf.launch import decided_by_main, differences_from_launcher, environment
 from ddpm_hf.models.network_sizes import FOLLOWING
 from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.progress import has_terminal
 from ddpm_hf.randomness import seed_from
 from ddpm_hf.sampling.denoising import network_of, no_class_of
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
@@ -106,7 +106,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         ValueError: settings, data, launcher or checkpoint do not go together.
     """
     training, show_progress = config.training, shows_progress(config, accelerator)
-    if not show_progress:
+    if not (show_progress and has_terminal()):
         datasets.disable_progress_bars()
     place, notes = environment(accelerator), differences_from_launcher(accelerator)
     folder = config.output_dir / "checkpoints"
@@ -224,8 +224,8 @@ def _held_out_loss(
 
 
 def shows_progress(config: Config, accelerator: Accelerator) -> bool:
-    """Whether this process shows bars."""
-    return bool(accelerator.is_main_process) and not config.quiet and sys.stderr.isatty()
+    """Whether this process tells how far it is."""
+    return bool(accelerator.is_main_process) and not config.quiet
 
 
 def evaluation_sampler(config: Config, scheduler: DDPMScheduler, accelerator: Accelerator) -> Any:
