@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ddpm_hf.diffusion.denoiser import Denoiser
     from ddpm_hf.diffusion.process import GaussianDiffusion
     from ddpm_hf.models.unet_2d import UNet2DModel
+    from ddpm_hf.notebook import Trained, train, training_config
     from ddpm_hf.pipeline import DDPMCustomPipeline
     from ddpm_hf.schedulers.ddim import DDIMScheduler
     from ddpm_hf.schedulers.ddpm import DDPMScheduler
@@ -23,8 +24,11 @@ __all__ = [
     "DDPMScheduler",
     "Denoiser",
     "GaussianDiffusion",
+    "Trained",
     "UNet2DModel",
     "__version__",
+    "train",
+    "training_config",
 ]
 
 _HOMES = {
@@ -33,7 +37,10 @@ _HOMES = {
     "DDPMScheduler": "schedulers.ddpm",
     "Denoiser": "diffusion.denoiser",
     "GaussianDiffusion": "diffusion.process",
+    "Trained": "notebook",
     "UNet2DModel": "models.unet_2d",
+    "train": "notebook",
+    "training_config": "notebook",
 }
 
 

@@ -37,7 +37,6 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"diffusion", "files", "images", "launch", "pixels", "randomness", "settings"},
     "hub": {"files", "metrics"},  # of metrics, the names of scores
     "pipeline": {"files", "hub", "images", "models", "pixels", "randomness", "sampling", "schedulers", "settings"},
-    "__init__": {"diffusion", "models", "pipeline", "schedulers"},
     "data": {"diffusion", "files", "launch", "pixels", "progress", "randomness", "settings"},
     "assets": {"data", "images", "metrics"},
     "conversion": {"diffusion", "files", "manifest", "models", "pipeline", "schedulers"},
@@ -46,6 +45,8 @@ ALLOWED: dict[str, set[str]] = {
         *("pipeline", "pixels", "progress", "randomness", "sampling", "schedulers", "settings"),
     },
     "command_line": {"progress", "recipes", "settings", "training"},
+    "notebook": {"command_line", "pipeline", "recipes", "training"},
+    "__init__": {"diffusion", "models", "notebook", "pipeline", "schedulers"},
     "toy": {"command_line", "diffusion", "progress", "sampling", "schedulers", "settings"},
     "cli": {
         *("command_line", "conversion", "data", "diffusion", "files", "hub", "images", "launch", "lock", "manifest"),
