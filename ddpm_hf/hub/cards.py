@@ -259,12 +259,19 @@ def _use(subject: Subject) -> str:
                 "--output scores\n"
             )
         again += "accelerate launch train_accelerate.py --config config.yaml  # the one of this repository\n```\n"
+    channels = subject.unet.get("in_channels")
+    drawn = (
+        'pipe(num_inference_steps=100).images[0].save("image.png")'
+        if channels in (1, 3, None)
+        else f'pipe(num_inference_steps=100, output_type="np").images  # (1, height, width, {channels}), 0 to 1'
+    )
     return (
         "## Use\n\n```python\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("{subject.repository}")\n'
-        'pipe(num_inference_steps=100).images[0].save("image.png")\n```\n\n'
+        f"{drawn}\n```\n\n"
         "With `from ddpm_hf import DDPMCustomPipeline` in its place, also from a seed for each image, with other grids "
-        f"of timesteps, class labels and guidance.\n{again}"
+        'of timesteps, class labels and guidance, and by `output_type="values"` in the units of the training images.'
+        f"\n{again}"
     )
 
 

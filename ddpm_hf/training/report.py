@@ -44,7 +44,7 @@ def described_network(setup: Setup) -> str:
     parameters = sum(parameter.numel() for parameter in setup.state.unet.parameters())
     text, model = f"UNet2DModel with {parameters:,} parameters", setup.config.model
     if "block_out_channels" not in setup.chosen:
-        return f"{text}, {' and '.join(setup.chosen)} as the images have it" if setup.chosen else text
+        return f"{text}, {', '.join(setup.chosen)} as the images have it" if setup.chosen else text
     size, patch = model["sample_size"], model["patch_size"]
     height, width = size if isinstance(size, list | tuple) else (size, size)
     levels = [
@@ -86,11 +86,17 @@ def results_of(setup: Setup, results: Results, seconds: dict[str, float]) -> dic
 
 def reported(setup: Setup, results: Results) -> str:
     """The scores, and how to use the model, for a person to read."""
-    folder = setup.config.output_dir
+    folder, pixels = setup.config.output_dir, setup.data.format
+    is_picture = setup.data.shape[0] - pixels.alpha in (1, 3) and pixels.dtype == "uint8"
+    drawn = (
+        'pipe(num_inference_steps=100).images[0].save("image.png")'
+        if is_picture
+        else f'pipe(num_inference_steps=100, output_type="values").images  # {pixels.dtype}, in the units of the data'
+    )
     return (
         f"{setup.evaluation.table(results)}\n\n"
         f"Everything is in {folder}: the pipeline, samples/grid.png, metrics.json. To draw from it:\n\n"
         f"    from ddpm_hf import DDPMCustomPipeline\n"
         f'    pipe = DDPMCustomPipeline.from_pretrained("{folder}")\n'
-        f'    pipe(num_inference_steps=100).images[0].save("image.png")\n'
+        f"    {drawn}\n"
     )

@@ -67,6 +67,12 @@ def test_a_card_of_rectangles_says_both_sides() -> None:
     assert " --reference_channels 3 --reference_center_crop true --reference_resolution [48,64] --metrics" in text
 
 
+def test_a_card_of_other_channels_draws_no_picture_of_them() -> None:
+    bands = replace(SUBJECT, unet={"sample_size": 8, "in_channels": 5, "out_channels": 5})
+    assert 'output_type="np").images  # (1, height, width, 5), 0 to 1' in model_card(bands, None)
+    assert '.images[0].save("image.png")' in model_card(SUBJECT, None)
+
+
 def test_a_card_says_what_else_was_done_to_the_images_and_what_the_features_saw() -> None:
     data = {**DATA, "alpha": "drop", "dtype": None, "background": "white", "value_range": [0, 400], "resolution": None}
     evaluation = {**EVALUATION, "extractor_channels": [3, 2, 1]}

@@ -59,9 +59,7 @@ def test_photographs_train_a_network_of_their_size(tmp_path: Path) -> None:
     assert (
         "have 7 sizes, from 30 x 30 to 80 x 60 (height x width), cut to their middle and brought to 64 x 64" in second
     )
-    assert re.match(
-        r"UNet2DModel with [\d,]+ parameters, sample_size and in_channels .* as the images have it; 2", third
-    )
+    assert re.match(r"UNet2DModel with [\d,]+ parameters, sample_size, in_channels, .* as the images have it; 2", third)
     kept = yaml.safe_load((run / "config.yaml").read_text())
     assert (kept["model"]["in_channels"], kept["model"]["sample_size"]) == (3, 64)
     assert None not in [kept["model"][name] for name in ("block_out_channels", "down_block_types", "layers_per_block")]
