@@ -48,27 +48,39 @@ def check_model(name: str, pipe: DDPMCustomPipeline, reference: ImageData) -> No
         raise ValueError(f"{name} knows classes and {reference.name} has no labels; give images with labels")
 
 
-def described(name: str, pipe: DDPMCustomPipeline, method: str) -> dict[str, Any]:
+def described(name: str, pipe: DDPMCustomPipeline, likelihood: Likelihood) -> dict[str, Any]:
     """The manifest's entries for the model."""
     config = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
-    return {"model": name, "weights_sha256": weights_hash(pipe.unet), "scheduler": config, "likelihood": method}
+    of_ode: dict[str, Any] = {}
+    if likelihood.method == "ode" and likelihood.num_steps is None:
+        of_ode = {"ode_rtol": likelihood.rtol, "ode_atol": likelihood.atol}
+    elif likelihood.method == "ode":
+        of_ode = {"ode_steps": likelihood.num_steps}
+    return {
+        "model": name,
+        "weights_sha256": weights_hash(pipe.unet),
+        "scheduler": config,
+        "likelihood": likelihood.method,
+        **of_ode,
+    }
 
 
 def score_model(
     pipe: DDPMCustomPipeline,
     reference: ImageData,
-    method: str,
+    likelihood: Likelihood,
     batch_size: int,
     output: Path,
     accelerator: Accelerator,
     show_progress: bool,
-) -> tuple[dict[str, Score], dict[str, Callable[[], object]]]:
-    """The mean of all images and its standard error; and what writes each image's figure and terms, and a picture.
+) -> tuple[dict[str, Score], float, dict[str, Callable[[], object]]]:
+    """The mean of all images and its standard error; how often the network was asked for each image, on average; and
+    what writes each image's figure and terms, and a picture.
 
     Args:
         pipe: The model.
         reference: The images.
-        method: One of `likelihood.METHODS`.
+        likelihood: How it is computed.
         batch_size: Images computed at once by each process.
         output: Folder for bits_per_dim.npz, with ``values`` ``(N,)`` and, for the variational bound, ``terms``
             ``(N, T + 1)``; and for bits_per_dim.png, a plot of the terms over time.
@@ -80,7 +92,7 @@ def score_model(
     found = bits_per_dim(
         pipe,
         torch.as_tensor(reference.images),
-        Likelihood(method),
+        likelihood,
         class_labels=labels,
         accelerator=accelerator,
         batch_size=batch_size,
@@ -92,7 +104,7 @@ def score_model(
     if terms is not None:
         files[str(picture)] = lambda: save_bound(picture, terms)
     score = Score(found.mean, found.standard_error if len(reference) > 1 else None)
-    return {"bits_per_dim": score}, files
+    return {"bits_per_dim": score}, found.evaluations, files
 
 
 def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:

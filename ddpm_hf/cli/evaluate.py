@@ -49,6 +49,10 @@ class EvaluateConfig:
         model: The folder or Hub id of the pipeline whose bits_per_dim is computed.
         likelihood: How bits_per_dim is computed: bound (every term of the variational bound), estimate (an unbiased
             estimate of it from a few terms), or ode (the likelihood of the probability-flow ODE).
+        ode_rtol: Relative tolerance of each step of --likelihood ode.
+        ode_atol: Absolute tolerance of each step of --likelihood ode.
+        ode_steps: Number of steps of --likelihood ode on a fixed grid, in place of tolerances: quicker, but with an
+            error that is not known.
         extractor: Feature network of the metrics: inception, dinov2, vgg16, digits, pixels (no network: the values
             themselves, of any channels and type), a TorchScript file from uint8 images to features, or the folder or
             Hub id of a vision transformer.
@@ -98,6 +102,9 @@ class EvaluateConfig:
     held_out: str | None = None
     model: str | None = None
     likelihood: Literal["bound", "estimate", "ode"] = "bound"
+    ode_rtol: float = 1e-5
+    ode_atol: float = 1e-5
+    ode_steps: int | None = None
     extractor: str = "inception"
     extractor_weights: Path | None = None
     extractor_channels: list[int] | None = None
@@ -138,6 +145,7 @@ class EvaluateConfig:
                 "held_out and held_out_split are for samples, and bits_per_dim scores a --model; give the images that "
                 "it was not trained on by --reference and --reference_split"
             )
+        self._check_ode()
         if taken := {HELD_OUT, RATIO}.intersection(self.sets):
             raise ValueError(f"{taken.pop()} is a name in the results and cannot be that of samples; give ./ before it")
         if not self.metrics:
@@ -154,6 +162,17 @@ class EvaluateConfig:
             raise ValueError(f"num_images is {self.num_images}, and the metrics need at least {fewest}")
         if self.save_statistics is not None and self.save_statistics.suffix != ".npz":
             raise ValueError(f"save_statistics is {self.save_statistics} and must end with .npz")
+
+    def _check_ode(self) -> None:
+        for name in ("ode_rtol", "ode_atol", "ode_steps"):
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default and not (self.is_of_a_model and self.likelihood == "ode"):
+                raise ValueError(f"{name} is {value} and is for --metrics bits_per_dim --likelihood ode; leave it out")
+        for name in ("ode_rtol", "ode_atol"):
+            if not 1e-10 <= getattr(self, name) <= 0.1:  # which nan is not either
+                raise ValueError(f"{name} is {getattr(self, name)} and must be from 1e-10 to 0.1; 1e-5 is usual")
+        if self.ode_steps is not None and self.ode_steps < 1:
+            raise ValueError(f"ode_steps is {self.ode_steps} and must be at least 1")
 
     @property
     def is_of_a_model(self) -> bool:

@@ -28,6 +28,7 @@ from ddpm_hf.files import check_writable, is_temporary, write_json, write_text
 from ddpm_hf.images import Display, save_png
 from ddpm_hf.launch import decided_by_main, environment, start_processes
 from ddpm_hf.manifest import claim
+from ddpm_hf.metrics.bits_per_dim import Likelihood
 from ddpm_hf.metrics.evaluation import Evaluation, Results, Score
 from ddpm_hf.metrics.extractors import load_extractor
 from ddpm_hf.metrics.intake import Intake
@@ -82,19 +83,22 @@ def evaluate_model(config: EvaluateConfig, accelerator: Accelerator) -> Files:
     pipe: DDPMCustomPipeline = DDPMCustomPipeline.from_pretrained(local_folder(name, None, accelerator)[0])
     reference = load_data(in_range_of(pipe.format, config.reference_data()), show_progress)
     check_model(name, pipe, reference)
+    likelihood = Likelihood(config.likelihood, rtol=config.ode_rtol, atol=config.ode_atol, num_steps=config.ode_steps)
     settings = {
-        **described(name, pipe, config.likelihood),
+        **described(name, pipe, likelihood),
         "reference": described_reference(config, reference.fingerprint, len(reference)),
         "metrics": config.metrics,
         "batch_size": config.batch_size,
     }
     _claim(config, settings, accelerator)
-    scores, files = score_model(
-        pipe, reference, config.likelihood, config.batch_size, config.output, accelerator, show_progress
+    scores, evaluations, files = score_model(
+        pipe, reference, likelihood, config.batch_size, config.output, accelerator, show_progress
     )
     if not accelerator.is_main_process:
         return {}
-    return _results(config, Results({name: scores}, {name: len(reference)}, len(reference)), settings) | files
+    note = f"the network was asked {evaluations:g} times for each image"
+    results = Results({name: scores}, {name: len(reference)}, len(reference), notes=[note])
+    return _results(config, results, {**settings, "network_evaluations": evaluations}) | files
 
 
 def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> Files:

@@ -4,10 +4,12 @@ Symbols follow Ho et al. 2020 (DDPM), Song et al. 2021 (DDIM) and Nichol & Dhari
 docs/notation.md lists them. Time runs over t = 0 .. T-1, and t = -1 is clean data: alpha_bar(-1) = 1.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,6 +98,8 @@ class GaussianDiffusion:
     def alpha_bar(self, t: int | Tensor) -> Tensor:
         """The share of x_0's variance that is left in x_t: float64, of t's shape, on t's device; alpha_bar(-1) = 1.
 
+        Between two timesteps, which only floating-point tensors on the CPU can ask for, the `angle` is linear.
+
         Raises:
             ValueError: for times outside -1 .. T-1, if they lie on the CPU (on a GPU the check would wait for it, and
                 the look-up itself fails).
@@ -104,7 +108,10 @@ class GaussianDiffusion:
             self._check_times(t, t)
             return self._alpha_bar[t + 1]
         if t.device.type == "cpu" and t.numel() > 0:
-            self._check_times(int(t.min()), int(t.max()))
+            self._check_times(math.floor(t.min().item()), math.ceil(t.max().item()))
+        if t.is_floating_point():
+            angle = np.interp(t.numpy(), np.arange(CLEAN, len(self.betas)), self._angles)
+            return torch.as_tensor(np.cos(angle) ** 2, dtype=torch.float64)
         if t.device not in self._on_device:
             dtype = torch.float32 if t.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
             self._on_device[t.device] = self._alpha_bar.to(t.device, dtype)
@@ -113,6 +120,20 @@ class GaussianDiffusion:
     def _check_times(self, first: int, last: int) -> None:
         if first < CLEAN or last >= self.num_train_timesteps:
             raise ValueError(f"timesteps {first} .. {last} are outside {CLEAN} .. {self.num_train_timesteps - 1}.")
+
+    def angle(self, t: int) -> float:
+        """phi in x_t = cos(phi) x_0 + sin(phi) noise: 0 for clean data, pi / 2 where nothing is left of it."""
+        self._check_times(t, t)
+        return float(self._angles[t + 1])
+
+    def time_at(self, angle: float) -> float:
+        """The time that has an angle, a fraction where it lies between two timesteps; the inverse of `angle`."""
+        return float(np.interp(angle, self._angles, np.arange(CLEAN, len(self.betas))))
+
+    @cached_property
+    def _angles(self) -> np.ndarray:
+        """Those of -1 .. T-1."""
+        return torch.atan2((1 - self._alpha_bar).sqrt(), self._alpha_bar.sqrt()).numpy()
 
     def snr(self, t: int | Tensor) -> Tensor:
         """The signal-to-noise ratio alpha_bar / (1 - alpha_bar) (Kingma et al. 2021): float64; infinite at t = -1."""

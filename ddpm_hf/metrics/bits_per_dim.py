@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm_hf.diffusion.denoiser import Denoiser
-from ddpm_hf.diffusion.likelihood import METHODS, bound_estimate, bound_terms, drawn, ode_nats
+from ddpm_hf.diffusion.likelihood import METHODS, bound_estimate, bound_terms, drawn
+from ddpm_hf.diffusion.probability_flow import nats_on_grid, nats_within
 from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.pixels import TORCH, PixelFormat
 from ddpm_hf.randomness import random_stream
@@ -27,29 +28,39 @@ class Likelihood:
 
     * `bound`: every term of the variational bound, one noise for each (Ho et al. 2020, eq. 5): T passes per image.
     * `estimate`: L_T, L_0 and some of the other terms at random, unbiased: 1 + `timesteps_per_image` passes.
-    * `ode`: the likelihood of the probability-flow ODE: about 2 `num_steps` passes with gradients. See `ode_nats`.
+    * `ode`: the likelihood of the probability-flow ODE, by as many passes with gradients as the tolerances ask for, or
+      about 2 `num_steps`. See `diffusion.probability_flow`.
 
     Args:
         method: one of `METHODS`.
         timesteps_per_image: how many other terms `estimate` draws for each image.
-        num_steps: steps of `ode`; a model with fewer timesteps uses all of them.
+        rtol: relative tolerance of each step of `ode`.
+        atol: absolute tolerance of each step of `ode`.
+        num_steps: steps of `ode` on a fixed grid, in place of tolerances: quicker, with an error that nobody knows. A
+            model with fewer timesteps uses all of them.
         seed: all that is random about image i follows from (seed, i).
 
     Raises:
-        ValueError: for an unknown method or a number below 1.
+        ValueError: for an unknown method, a number below 1, or a tolerance outside 1e-10 .. 0.1.
     """
 
     method: str = "bound"
     timesteps_per_image: int = 10
-    num_steps: int = 100
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    num_steps: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r} is not known; use one of {', '.join(METHODS)}.")
         for name in ("timesteps_per_image", "num_steps"):
-            if as_int(name, getattr(self, name)) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+            value = getattr(self, name)
+            if value is not None and as_int(name, value) < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        for name in ("rtol", "atol"):
+            if not 1e-10 <= getattr(self, name) <= 0.1:  # which nan is not either
+                raise ValueError(f"{name}={getattr(self, name)} must be from 1e-10 to 0.1; 1e-5 is usual.")
         if as_int("seed", self.seed) < 0:
             raise ValueError(f"seed={self.seed} must be at least 0.")
 
@@ -61,10 +72,12 @@ class BitsPerDim:
     Args:
         values: (N,).
         terms: terms of the variational bound, (N, T + 1): those of t = 0 .. T-1, and L_T. None for other methods.
+        evaluations: how often the network was asked for each image, the mean over images.
     """
 
     values: Tensor
     terms: Tensor | None = None
+    evaluations: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -126,6 +139,11 @@ def bits_per_dim(
         ValueError: for images that do not fit the model, or whose bits are not defined or not finite.
     """
     format: PixelFormat = pipe.format
+    if likelihood.method == "ode" and likelihood.num_steps is None and _knows_whole_times_only(pipe.unet):
+        raise ValueError(
+            "the ode with tolerances asks the network at fractions of timesteps, and time_embedding_type='learned' "
+            "knows whole ones only; give num_steps, a number of steps on a fixed grid."
+        )
     denoiser = replace(denoiser_in_float64(pipe), half_bin=format.half_bin)
     if images.dtype != TORCH[format.dtype] or images.ndim != 4 or len(images) == 0:
         raise ValueError(
@@ -148,9 +166,13 @@ def bits_per_dim(
         if likelihood.method == "estimate":
             return bound_estimate(denoiser, x_0, streams, labels, likelihood.timesteps_per_image)[:, None]
         dequantised = x_0 + (drawn(streams, x_0, np.random.Generator.random) - 0.5) / half_range
-        nats = ode_nats(denoiser, dequantised, streams, labels, likelihood.num_steps)
+        if likelihood.num_steps is None:
+            nats = nats_within(denoiser, dequantised, streams, labels, likelihood.rtol, likelihood.atol)
+        else:
+            nats = nats_on_grid(denoiser, dequantised, streams, labels, likelihood.num_steps)
         # A level's probability is the density at it times its width, 1 / half_range.
-        return nats[:, None] / math.log(2) / x_0[0].numel() + float(half_range.log2().mean())
+        bits = nats.values / math.log(2) / x_0[0].numel() + half_range.log2().mean()
+        return torch.stack([bits, torch.full_like(bits, nats.evaluations)], dim=1)
 
     was_training = pipe.unet.training
     pipe.unet.eval()
@@ -163,4 +185,13 @@ def bits_per_dim(
             f"{spoilt} of {len(results)} images need bits that are not a finite number; the weights are not, or "
             f"{pipe.unet.dtype} is too narrow for this network: look at the checkpoint, or use float32"
         )
-    return BitsPerDim(results.sum(dim=1), results if likelihood.method == "bound" else None)
+    if likelihood.method == "ode":
+        return BitsPerDim(results[:, 0], evaluations=float(results[:, 1].mean()))
+    steps = denoiser.diffusion.num_train_timesteps
+    if likelihood.method == "bound":
+        return BitsPerDim(results.sum(dim=1), results, steps)
+    return BitsPerDim(results.sum(dim=1), evaluations=1 + (likelihood.timesteps_per_image if steps > 1 else 0))
+
+
+def _knows_whole_times_only(unet: Any) -> bool:
+    return bool(getattr(unet.config, "time_embedding_type", None) == "learned")

@@ -388,17 +388,27 @@ def test_bits_per_dim_are_those_of_the_models_own_type(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["estimate", "ode"])
 def test_bits_per_dim_by_quicker_ways(model: Path, tmp_path: Path, method: str) -> None:
-    found = results(tmp_path / "bits", "--model", model, *BITS, "--likelihood", method)
+    options = ["--ode_rtol", 0.01, "--ode_atol", 0.01] if method == "ode" else []
+    found = results(tmp_path / "bits", "--model", model, *BITS, "--likelihood", method, *options)
+    assert found["network_evaluations"] == 11 if method == "estimate" else 10 < found["network_evaluations"] < 200
+    assert f"asked {found['network_evaluations']:g} times" in found["notes"][0]
     assert np.isfinite(found["scores"]["bits_per_dim"][str(model)])
     assert found["errors"]["bits_per_dim"][str(model)] > 0
     assert found["num_images"] == {str(model): 5}
     assert not (tmp_path / "bits" / "bits_per_dim.png").exists()
 
 
+def test_a_fixed_grid_asks_twice_a_step(model: Path, tmp_path: Path) -> None:
+    found = results(tmp_path / "bits", "--model", model, *BITS, "--likelihood", "ode", "--ode_steps", 4)
+    assert (found["network_evaluations"], found["ode_steps"]) == (7, 4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--metrics", "bits_per_dim"], "bits_per_dim scores a --model"),
+        ([*BITS, "--model", "m", "--ode_rtol", 0.01], "ode_rtol is 0.01 and is for --metrics bits_per_dim --likel"),
+        ([*BITS, "--model", "m", "--likelihood", "ode", "--ode_atol", 0], "ode_atol is 0.0 and must be from 1e-10 to"),
         (["--metrics", "bits_per_dim", "fid", "--model", "x"], "--metrics bits_per_dim alone"),
         ([*BITS, "--model", "nobody/nothing"], "nobody/nothing"),
         ([*BITS, "--model", "{model}", "--reference_resolution", 16], "makes images of (1, 8, 8) and digits has"),

@@ -15,39 +15,15 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
-from ddpm_hf.diffusion.choices import PREDICTION_TYPES
-from ddpm_hf.diffusion.denoiser import Denoiser
-from ddpm_hf.diffusion.likelihood import bound_estimate, bound_terms, ode_nats
-from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
+from ddpm_hf.diffusion.likelihood import bound_estimate, bound_terms
+from ddpm_hf.diffusion.noise_schedules import make_betas
 from ddpm_hf.diffusion.process import GaussianDiffusion
 from ddpm_hf.diffusion.variational import bound_term
 from ddpm_hf.metrics.bits_per_dim import Likelihood, bits_per_dim
 from ddpm_hf.metrics.figures import save_bound
 from ddpm_hf.pixels import PixelFormat
-from ddpm_hf.randomness import random_stream
+from tests.diffusion.gaussian import MEAN, SIGMA, gaussian_model, streams
 from tests.runs import start_processes_of
-
-MEAN, SIGMA = 0.1, 0.3
-
-
-def gaussian_model(diffusion: GaussianDiffusion, prediction_type: str = "epsilon") -> Denoiser:
-    """What a perfect network says of data from N(MEAN, SIGMA^2): Bayes' rule, with the true reverse variance."""
-
-    def network(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        alpha_bar = diffusion.alpha_bar(t).view(-1, 1, 1, 1)
-        variance = SIGMA**2 * alpha_bar + 1 - alpha_bar
-        x_0 = MEAN + SIGMA**2 * alpha_bar.sqrt() / variance * (x_t - alpha_bar.sqrt() * MEAN)
-        posterior = diffusion.posterior(t, t - 1)
-        uncertainty = posterior.c_0.view(-1, 1, 1, 1) ** 2 * SIGMA**2 * (1 - alpha_bar) / variance
-        log_variance = (posterior.sigma.view(-1, 1, 1, 1) ** 2 + uncertainty).log()
-        output = diffusion.target(x_0, diffusion.noise_of(x_0, x_t, t), t, prediction_type)
-        return torch.cat([output, log_variance.expand_as(x_t)], dim=1)
-
-    return Denoiser(diffusion, prediction_type, "learned", network=network)
-
-
-def streams(number: int) -> list[np.random.Generator]:
-    return [random_stream("test", 0, i) for i in range(number)]
 
 
 def levels_and_bits(number: int, levels: int = 256) -> tuple[Tensor, Tensor]:
@@ -88,27 +64,6 @@ def test_the_estimates_mean_is_the_bound() -> None:
         assert abs(float(estimates.mean() - terms.mean())) < 3 * error
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_the_ode_agrees_with_the_closed_form(prediction_type: str) -> None:
-    """The flow is linear with a diagonal matrix here, of which one random sign per value gives the exact trace."""
-    model = gaussian_model(GaussianDiffusion(make_betas("squaredcos_cap_v2", 1000)), prediction_type)
-    x_0 = MEAN + SIGMA * torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    exact = torch.from_numpy(-stats.norm(MEAN, SIGMA).logpdf(x_0)).flatten(1).sum(dim=1)
-    errors = [(ode_nats(model, x_0, streams(10), num_steps=n) - exact).abs().max() / 16 for n in (50, 100, 200)]
-    assert errors[-1] < 1e-4
-    assert errors[1] < errors[0] / 3  # of second order
-    assert errors[2] < errors[1] / 3
-
-
-def test_the_ode_goes_to_the_end_of_a_schedule_without_signal() -> None:
-    model = gaussian_model(
-        GaussianDiffusion(rescale_betas_zero_snr(make_betas("squaredcos_cap_v2", 1000))), "v_prediction"
-    )
-    x_0 = torch.full((1, 1, 2, 2), 0.2, dtype=torch.float64)
-    exact = float(-stats.norm(MEAN, SIGMA).logpdf(0.2)) * 4
-    assert float(ode_nats(model, x_0, streams(1), num_steps=200)) == pytest.approx(exact, abs=1e-3)
-
-
 def make_pipe(**options: Any) -> DDPMCustomPipeline:
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
@@ -135,6 +90,7 @@ def test_an_untrained_network_gives_finite_bits_that_do_not_depend_on_the_batch(
     for batch_size in (1, 3):
         other = bits_per_dim(pipe, IMAGES, likelihood, batch_size=batch_size)
         torch.testing.assert_close(other.values, whole.values, rtol=1e-4, atol=0)
+    assert whole.evaluations == {"bound": 12, "estimate": 4, "ode": 9}[method]
     again = bits_per_dim(pipe, IMAGES[:3], likelihood)
     torch.testing.assert_close(again.values, whole.values[:3], rtol=1e-4, atol=0)
     assert not torch.equal(bits_per_dim(pipe, IMAGES, replace(likelihood, seed=1)).values, whole.values)
