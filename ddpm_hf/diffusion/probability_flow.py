@@ -67,13 +67,12 @@ def nats_within(
 ) -> Nats:
     r"""-log p(x_0) by SciPy's RK45, whose steps are as short as the tolerances ask: a known error, at an unknown cost.
 
-    The ODE is solved in :math:`\lambda = \log(\cos\varphi / \sin\varphi)`, half the logarithm of the signal-to-noise
-    ratio, in which it is smooth at both ends: its right-hand side :math:`-\sin\varphi \cos\varphi\, v` goes to 0 at
-    the data, where details of each scale have a stretch of :math:`\lambda` of their own, and the factor
-    :math:`\cos\varphi` takes away the :math:`1 / \cos\varphi` by which the v of an `epsilon` network,
-    :math:`(n - \sin\varphi\, x) / \cos\varphi`, grows near noise. In the angle both make the steps short. Where
-    :math:`\lambda` is infinite, at clean data and at a last time without signal, a step of Heun's method leads to the
-    timestep beside it.
+    The ODE is solved in :math:`u = \operatorname{arsinh}(\tan\varphi)`, the logarithm of the noise-to-signal ratio but
+    for a bend at small ones, with the right-hand side :math:`\cos\varphi\, v`. Near the data u is the angle, in which
+    the flow of smooth data begins as a straight line; near noise it is the logarithm, as the v of an `epsilon`
+    network, :math:`(n - \sin\varphi\, x) / \cos\varphi`, divides its errors by the signal that is left, and the factor
+    takes that away. docs/objectives.md has what other variables cost. Where u is infinite, at a last time without
+    signal, and before the first timestep, of which the network knows nothing, a step of Heun's method takes its place.
 
     Between two timesteps the network is asked at a fraction of one (`GaussianDiffusion.time_at`). The images of a batch
     share their steps, so a figure depends on the batch by as much as the tolerances let it. SciPy holds the root mean
@@ -174,15 +173,15 @@ class _Flow:
         # One image without an answer would leave the others none: no step is short enough for it.
         spoilt = ~_finite(state.x, state.divergence)
 
-        def rate(half_log_snr: float, y: np.ndarray) -> np.ndarray:
-            angle = math.atan(math.exp(-half_log_snr))
+        def rate(u: float, y: np.ndarray) -> np.ndarray:
+            angle = math.atan(math.sinh(u))
             x = torch.from_numpy(y[:size]).reshape(shape)
             v, divergence = self.slope(x, diffusion.time_at(angle), angle)
             spoilt.logical_or_(~_finite(v, divergence))
             v[spoilt], divergence[spoilt] = 0, 0
-            return -math.sin(angle) * math.cos(angle) * np.concatenate([v.flatten(), divergence / values])
+            return math.cos(angle) * np.concatenate([v.flatten(), divergence / values])
 
-        way = [-math.log(math.tan(angle)) for angle in (state.angle, diffusion.angle(t))]
+        way = [math.asinh(math.tan(angle)) for angle in (state.angle, diffusion.angle(t))]
         start = np.nan_to_num(np.concatenate([state.x.flatten(), state.divergence / values]), posinf=0, neginf=0)
         found = solve_ivp(rate, way, start, t_eval=way[1:], **tolerances)
         end = torch.from_numpy(found.y[:, -1]) if found.success else torch.full((len(start),), torch.nan)

@@ -45,11 +45,12 @@ def test_the_error_follows_the_tolerance(prediction_type: str) -> None:
     found = [nats_within(model, x_0, streams(10), rtol=tolerance, atol=tolerance) for tolerance in tolerances]
     errors = [float((one.values - exact).abs().max()) / 16 for one in found]
     for tolerance, error in zip(tolerances, errors):
-        assert error < 10 * tolerance
-    assert errors[-1] < errors[0] / 300
+        # The first step, Heun's, and the last density leave 3e-6 of their own.
+        assert error < 2 * tolerance + 3e-6
+    assert errors[-1] < errors[0] / 100
     evaluations = [one.evaluations for one in found]
     assert evaluations == sorted(set(evaluations))
-    assert evaluations[-1] < 300
+    assert evaluations[-1] < 150
 
 
 def test_the_grid_goes_to_what_the_tolerances_find() -> None:
