@@ -109,7 +109,7 @@ def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> Files:
         OSError: the results cannot be written.
     """
     show_progress = _shows_progress(config, accelerator)
-    extractor = load_extractor(config.extractor, config.extractor_weights).to(accelerator.device)
+    extractor = load_extractor(config.extractor, config.extractor_weights, accelerator).to(accelerator.device)
     sets = {name: load_samples(name, config) for name in config.sets}
     reference = load_reference(config, sets, show_progress)
     held_out = load_held_out(config, reference, show_progress) if config.has_held_out else None

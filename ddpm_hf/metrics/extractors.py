@@ -4,35 +4,20 @@ import hashlib
 import io
 import math
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from huggingface_hub import snapshot_download
-from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 
 from ddpm_hf.files import sha256_of
+from ddpm_hf.launch import decided_by_main
 from ddpm_hf.metrics.features import WEIGHTS, DigitsFeatures
 from ddpm_hf.metrics.table import check_weights_of
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the file of weights of a network comes from.
-
-    Args:
-        file: Its name in the folder of weights.
-        url: URL at its publisher.
-        sha256: Hash of its content; None where the publisher gives none. Every result names the hash of the file used.
-    """
-
-    file: str
-    url: str
-    sha256: str | None
-
+from ddpm_hf.metrics.weights import Source, fetched
 
 SOURCES = {
     # The network of the FID's first code, of 2015-12-05, in PyTorch's format.
@@ -107,16 +92,17 @@ class Extractor(nn.Module):
         raise NotImplementedError
 
 
-def load_extractor(name: str, weights: Path | None = None) -> Extractor:
-    """A feature network.
+def load_extractor(name: str, weights: Path | None = None, accelerator: Accelerator | None = None) -> Extractor:
+    """A feature network. Weights of Inception and VGG16 that are not there come from their publishers.
 
     Args:
         name: One of `NAMES`; the path of a TorchScript file that turns uint8 images into features; or the folder or
             Hub id of a vision transformer of the transformers library.
         weights: The file of a named one (the folder for dinov2), in place of its usual one.
+        accelerator: Its processes, which must all ask; the main one fetches. None for this process alone.
 
     Raises:
-        ValueError: the name is unknown, a package or the weights are not there (with the command that gets them), or
+        ValueError: the name is unknown, a package or the weights cannot be had (with the command that gets them), or
             the file is not what it should be.
     """
     check_weights_of(name, weights)
@@ -125,8 +111,8 @@ def load_extractor(name: str, weights: Path | None = None) -> Extractor:
     if name == "pixels":
         return _Pixels(name, hashlib.sha256(f"{_Pixels.__doc__}".encode()).hexdigest())
     if name in SOURCES:
-        path = weights or Path(HF_HOME) / "ddpm_hf" / "weights" / SOURCES[name].file
-        sha256 = _checked(name, path, SOURCES[name])
+        path = weights or _usual_weights(name, accelerator)
+        sha256 = _checked(name, path, SOURCES[name], is_usual=weights is None)
         return _Inception(name, sha256, path) if name == "inception" else _VGG16(name, sha256, path)
     if name == "dinov2" or Path(name).is_dir() or (name.count("/") == 1 and not Path(name).exists()):
         folder = _transformer_folder(str(weights or (DINOV2 if name == "dinov2" else name)))
@@ -139,19 +125,35 @@ def load_extractor(name: str, weights: Path | None = None) -> Extractor:
     )
 
 
-def _checked(name: str, path: Path, source: Source) -> str:
+def _usual_weights(name: str, accelerator: Accelerator | None) -> Path:
+    if name == "inception":
+        _inception_class()  # before its weights are fetched in vain
+    if accelerator is not None:
+        decided_by_main(accelerator, lambda: fetched(name, SOURCES[name]))
+    return fetched(name, SOURCES[name])  # which is there, but on another machine than the main process
+
+
+def _checked(name: str, path: Path, source: Source, is_usual: bool) -> str:
     if not path.is_file():
         raise ValueError(
             f"the weights of the extractor {name} are not at {path}; get them with 'curl --create-dirs -Lo {path} "
-            f"{source.url}', or give their path to --extractor_weights"
+            f"{source.url}', or give the path of a file"
         )
-    found = sha256_of(path)
-    if source.sha256 not in (None, found):
+    found, expected = sha256_of(path), source.expected if is_usual else source.sha256
+    if expected not in (None, found):
+        remedy = f"remove {path}, and it is fetched anew" if is_usual else f"get them from {source.url}"
         raise ValueError(
-            f"{path} has the SHA-256 {found}, and the weights of the extractor {name} have {source.sha256}; get them "
-            f"from {source.url}"
+            f"{path} has the SHA-256 {found}, and the weights of the extractor {name} have {expected}; {remedy}"
         )
     return found
+
+
+def _inception_class() -> Any:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise ValueError("the extractor inception needs a package; run 'pip install ddpm-hf[inception]'") from error
+    return FeatureExtractorInceptionV3
 
 
 def _transformer_folder(name: str) -> Path:
@@ -220,16 +222,13 @@ class _Inception(Extractor):
 
     def __init__(self, name: str, sha256: str, path: Path) -> None:
         super().__init__(name, sha256)
-        try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as error:
-            raise ValueError("the extractor inception needs a package; run 'pip install ddpm-hf[inception]'") from error
+        network_class = _inception_class()
         # torch-fidelity unpickles whatever it is given; so it is given tensors that have been read safely.
         tensors = io.BytesIO()
         try:
             torch.save(torch.load(path, map_location="cpu", weights_only=True), tensors)
             tensors.seek(0)
-            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], tensors)
+            self.network = network_class("inception-v3-compat", ["2048"], tensors)
         except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{path} does not hold the weights of the extractor inception: {reason}") from error

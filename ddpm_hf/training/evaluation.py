@@ -72,7 +72,7 @@ class SampleEvaluation:
                 f"evaluation.num_images is {settings.num_images}, and evaluation.metrics {', '.join(metrics)} "
                 f"need at least {fewest}"
             )
-        extractor = load_extractor(settings.extractor, settings.extractor_weights).to(accelerator.device)
+        extractor = load_extractor(settings.extractor, settings.extractor_weights, accelerator).to(accelerator.device)
         intake = Intake(data.format, _as_tuple(settings.extractor_channels))
         with renamed({"extractor_channels": "evaluation.extractor_channels"}):
             intake.check(extractor, data.shape[0])

@@ -115,7 +115,8 @@ def without_a_file(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "make", "sentence"),
     [
-        ("vgg16", lambda folder: None, r"are not at .*vgg16.pt; get them with 'curl --create-dirs -Lo"),
+        ("vgg16", lambda folder: None, r"vgg16.pt, and HF_HUB_OFFLINE is set; get them with 'curl --create-dirs -Lo"),
+        ("vgg16", lambda folder: folder / "none.pt", r"are not at .*none.pt; get them with 'curl --create-dirs -Lo"),
         ("vgg16", not_weights, r"bad.pt is not a TorchScript file"),
         ("inception", not_weights, r"bad.pt has the SHA-256 \w+, and the weights of the extractor inception have 67"),
         ("dinov2", without_a_file, r"has no config.json; a folder of a vision transformer has"),
