@@ -88,6 +88,15 @@ def test_the_errors_are_those_of_many_draws() -> None:
     assert 0.6 < precision.errors(sets[0], draws=2)["precision"].item() / of_many < 1.6
 
 
+def test_no_set_drawn_anew_has_a_lower_fid() -> None:
+    """So an interval of percentiles, or BCa's, would miss the value, while the spread is right (above)."""
+    real, fake = drawn(400, 16, 0), 1.05 * drawn(200, 16, 1)
+    value = frechet_distance(fake, real)
+    generator = torch.Generator().manual_seed(0)
+    sets = [fake[torch.randint(200, (200,), generator=generator)] for _ in range(30)]
+    assert min(frechet_distance(x, real) for x in sets) > value
+
+
 def test_the_bootstrap_is_the_metric_of_sets_drawn_anew() -> None:
     """By hand, with metrics that are given each drawn set."""
     real, fake = drawn(60, 4, 0), drawn(50, 4, 1)
