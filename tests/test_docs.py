@@ -7,7 +7,8 @@ from pkgutil import resolve_name
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMED = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]
+PAGES = [*NAMED, *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = "benchmarks|configs/accelerate|configs/train|ddpm_hf|docs|pipelines|tests"
 
 
