@@ -25,6 +25,7 @@ from ddpm_hf.images import check_picture, to_pil, to_uint8, to_unit_range
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.pixels import PixelFormat
 from ddpm_hf.randomness import generators_of
+from ddpm_hf.recipes import PIPELINES, names_of, pipeline_class
 from ddpm_hf.sampling.arguments import (
     check_generator,
     check_memory,
@@ -258,12 +259,16 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """As diffusers', with our classes, from a folder or a Hub id.
 
+        A `custom_pipeline` may be the name of one that this package ships (`ddpm_hf.pipelines`), such as "repaint".
+
         Raises:
             ValueError: if it holds another kind of pipeline, or a file in it is damaged or of another form.
             FileNotFoundError: if a local folder is missing, or is no pipeline's.
             OSError: if it cannot be downloaded from the Hub, in one sentence.
         """
         name = str(pretrained_model_name_or_path)
+        if kwargs.get("custom_pipeline") in names_of(PIPELINES):
+            return pipeline_class(kwargs.pop("custom_pipeline")).from_pretrained(name, **kwargs)
         check_local_folder(Path(name), needs_weights="unet" not in kwargs)
         variant = _only_variant(Path(name))
         if variant is not None:

@@ -6,6 +6,7 @@ In a checkout they stand at the top, to be seen; a wheel holds them within the p
 import difflib
 import sys
 from collections import Counter
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +59,13 @@ def default_recipes() -> tuple[Path, dict[str, Path]]:
     """The recipe that counts when none is asked for, and those in its place: setting that is given -> recipe."""
     folder, others = folder_of(RECIPES), {"init_from": "fine_tune", "data.name": "photos"}
     return folder / "digits.yaml", {setting: folder / f"{name}.yaml" for setting, name in others.items()}
+
+
+def pipeline_class(name: str) -> Any:
+    """The class of a single-file pipeline of this package, which is imported like any other code of it."""
+    module = import_module(f"ddpm_hf.pipelines.{name}")
+    [own] = [one for one in vars(module).values() if isinstance(one, type) and one.__module__ == module.__name__]
+    return own
 
 
 def training_script() -> ModuleType:

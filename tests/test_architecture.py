@@ -36,7 +36,9 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": {"diffusion", "files", "images", "launch", "pixels", "randomness", "schedulers", "settings"},
     "metrics": {"diffusion", "files", "images", "launch", "pixels", "randomness", "settings"},
     "hub": {"files", "metrics"},  # of metrics, the names of scores
-    "pipeline": {"files", "hub", "images", "models", "pixels", "randomness", "sampling", "schedulers", "settings"},
+    "pipeline": {
+        *("files", "hub", "images", "models", "pixels", "randomness", "recipes", "sampling", "schedulers", "settings"),
+    },
     "data": {"diffusion", "files", "launch", "pixels", "progress", "randomness", "settings"},
     "assets": {"data", "images", "metrics"},
     "conversion": {"diffusion", "files", "manifest", "models", "pipeline", "schedulers"},

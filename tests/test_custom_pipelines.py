@@ -12,6 +12,8 @@ from torch import Tensor
 
 import ddpm_hf
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
+from ddpm_hf.recipes import PIPELINES as PIPELINE_FILES
+from ddpm_hf.recipes import names_of
 from tests.networks import TWO_LEVELS
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
@@ -68,6 +70,16 @@ def test_ddim_encodes_and_interpolates(loader: Any, folder: str, tmp_path: Path)
         assert (end - expected).abs().mean() < 0.05 * 127.5
     pipe.save_pretrained(tmp_path / "saved")
     assert type(DDPMCustomPipeline.from_pretrained(tmp_path / "saved").scheduler) is DDIMScheduler
+
+
+@pytest.mark.parametrize("name", names_of(PIPELINE_FILES))
+def test_a_shipped_pipeline_has_a_name(name: str, folder: str) -> None:
+    pipe = DDPMCustomPipeline.from_pretrained(f"{folder}/plain", custom_pipeline=name)
+    assert type(pipe).__module__ == f"ddpm_hf.pipelines.{name}"
+    by_path = load(DDPMCustomPipeline, f"{folder}/plain", name)
+    assert type(pipe).__name__ == type(by_path).__name__
+    assert type(pipe.scheduler) is type(by_path.scheduler)
+    assert all(torch.equal(a, b) for a, b in zip(pipe.unet.parameters(), by_path.unet.parameters(), strict=True))
 
 
 def test_slerp_keeps_the_length(folder: str) -> None:

@@ -89,6 +89,8 @@ def test_the_wheel_trains_draws_and_scores(commands: Path, home: Path) -> None:
     assert Path(where).is_relative_to(commands.parent)
     assert run(home, commands / "ddpm-hf-train", "--config", "cifar10", "--print_config").startswith("output_dir")
     run(home, commands / "ddpm-hf-train", *TINY, "--output_dir", "by-command")
+    named = "ddpm_hf.DDPMCustomPipeline.from_pretrained('by-command', custom_pipeline='repaint')"
+    assert "RePaintPipeline" in run(home, commands / "python", "-c", f"import ddpm_hf; print(type({named}))")
     drawing = ["--model", "by-command", "--num_images", "8", "--num_inference_steps", "3", "--output", "samples"]
     run(home, commands / "ddpm-hf-sample", *drawing)
     scoring = ["--samples", "samples", "--reference", "digits", "--extractor", "digits", "--output", "scores"]
