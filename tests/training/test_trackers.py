@@ -1,5 +1,6 @@
 """Trackers: each that accelerate has, with pictures; one that is absent, and one that does not start, in a sentence."""
 
+import json
 import sqlite3
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,12 +95,16 @@ def test_two_processes_have_each_grid_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed")
-def test_trackio_holds_curves_and_grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio_holds_curves_and_grids_and_goes_on_with_a_resumed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    arguments = ["--training.steps", "4", "--training.trackers", "[trackio]", "--training.sample_every", "2"]
-    finished(tmp_path / "run", *arguments, "--training.log_every", "1")
+    arguments = ["--training.trackers", "[trackio]", "--training.log_every", "1", "--training.lr_schedule", "constant"]
+    for steps in ("2", "4"):
+        finished(tmp_path / "run", *arguments, "--training.steps", steps, "--training.sample_every", "2")
     assert len(list((tmp_path / "trackio").rglob("*.png"))) == 2
     [database] = (tmp_path / "trackio").glob("*.db")
     with sqlite3.connect(database) as connection:
-        rows = connection.execute("SELECT step, metrics FROM metrics WHERE run_name = 'run' ORDER BY step").fetchall()
-    assert [step for step, text in rows if '"loss"' in text] == [1, 2, 3, 4]
+        rows = connection.execute("SELECT run_id, step, metrics FROM metrics ORDER BY step").fetchall()
+    assert [step for _, step, content in rows if "loss" in json.loads(content)] == [1, 2, 3, 4]
+    assert len({run for run, *_ in rows}) == 1
