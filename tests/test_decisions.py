@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ddpm_hf import manifest
-from ddpm_hf.cli import downloads, drawing, evaluate, sample
+from ddpm_hf.cli import drawing, evaluate, sample
 from ddpm_hf.files import WriteError
 from ddpm_hf.launch import decided_by_main, each_on_its_own
 from ddpm_hf.metrics import reference
 from ddpm_hf.sampling.image_files import ImageFolder
-from ddpm_hf.training import checkpoints, setup
+from ddpm_hf.training import checkpoints, downloads, setup
 from tests.fuzz.files_targets import tiny_pipeline
 from tests.runs import SCORED_BRIEFLY, Started, ended, start_processes_of
 
