@@ -142,7 +142,7 @@ def bits_per_dim(
     if likelihood.method == "ode" and likelihood.num_steps is None and _knows_whole_times_only(pipe.unet):
         raise ValueError(
             "the ode with tolerances asks the network at fractions of timesteps, and time_embedding_type='learned' "
-            "knows whole ones only; give num_steps, a number of steps on a fixed grid."
+            "knows whole ones only; give num_steps (--ode_steps), a number of steps on a fixed grid."
         )
     denoiser = replace(denoiser_in_float64(pipe), half_bin=format.half_bin)
     if images.dtype != TORCH[format.dtype] or images.ndim != 4 or len(images) == 0:

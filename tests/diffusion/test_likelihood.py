@@ -158,6 +158,18 @@ def test_the_terms_of_the_bound_add_up() -> None:
     assert bits_per_dim(make_pipe(), IMAGES, Likelihood("estimate")).terms is None
 
 
+def test_a_network_of_whole_times_needs_a_grid() -> None:
+    pipe = make_pipe(time_embedding_type="learned", num_train_timesteps=12)
+    with pytest.raises(ValueError, match=r"knows whole ones only; give num_steps \(--ode_steps\)"):
+        bits_per_dim(pipe, IMAGES, Likelihood("ode"))
+    assert bits_per_dim(pipe, IMAGES, Likelihood("ode", num_steps=3)).evaluations == 5
+
+
+def test_finer_tolerances_cost_more() -> None:
+    loose, tight = (bits_per_dim(make_pipe(), IMAGES, Likelihood("ode", rtol=x, atol=x)) for x in (1e-1, 1e-3))
+    assert 10 < loose.evaluations < tight.evaluations
+
+
 def test_clipping_is_the_schedulers_own() -> None:
     pipe = make_pipe()
     clipped = bits_per_dim(pipe, IMAGES).mean
@@ -214,6 +226,9 @@ def test_bad_input() -> None:
         bits_per_dim(DDPMCustomPipeline(pipe.unet, euler), IMAGES)
     with pytest.raises(ValueError, match="timesteps_per_image=0 must be at least 1"):
         Likelihood("estimate", timesteps_per_image=0)
+    for rtol in (0.0, 1e-11, 0.2, math.nan):
+        with pytest.raises(ValueError, match=f"rtol={rtol} must be from 1e-10 to 0.1"):
+            Likelihood("ode", rtol=rtol)
 
 
 def test_the_plot_of_the_terms_is_a_picture(tmp_path: Path) -> None:

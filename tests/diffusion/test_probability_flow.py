@@ -53,6 +53,14 @@ def test_the_error_follows_the_tolerance(prediction_type: str) -> None:
     assert evaluations[-1] < 150
 
 
+def test_another_batch_moves_a_figure_within_the_tolerance() -> None:
+    x_0, _ = data_and_nats()
+    model = gaussian_model(COSINE)
+    together = nats_within(model, x_0, streams(10), rtol=1e-4, atol=1e-4).values
+    alone = nats_within(model, x_0[:1], streams(1), rtol=1e-4, atol=1e-4).values
+    assert 0 < float((alone - together[:1]).abs()) / 16 < 2e-4
+
+
 def test_the_grid_goes_to_what_the_tolerances_find() -> None:
     """Both begin with the same step away from the data, so that nothing but the grid lies between them."""
     x_0, _ = data_and_nats()
