@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 def has_terminal() -> bool:
-    """Whether stderr is a terminal, which shows bars."""
-    return bool(sys.stderr and sys.stderr.isatty())
+    """Whether stderr shows bars: it is a terminal, or the output of a notebook's cell."""
+    return sys.stderr is not None and (sys.stderr.isatty() or type(sys.stderr).__module__ == "ipykernel.iostream")
 
 
 def speak_in_lines(quiet: bool) -> None:

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"files", "settings"},
     "unet": {"models"},
     "sampling": {"diffusion", "files", "images", "launch", "pixels", "randomness", "schedulers", "settings"},
-    "metrics": {"diffusion", "files", "images", "launch", "pixels", "randomness", "settings"},
+    "metrics": {"diffusion", "files", "images", "launch", "pixels", "progress", "randomness", "settings"},
     "hub": {"files", "metrics"},  # of metrics, the names of scores
     "pipeline": {
         *("files", "hub", "images", "models", "pixels", "randomness", "recipes", "sampling", "schedulers", "settings"),

@@ -1,5 +1,6 @@
 """What is told of work under way: a bar in a terminal, lines through logging without one, nothing where it is quiet."""
 
+import io
 import logging
 import subprocess
 import sys
@@ -74,6 +75,12 @@ def test_in_a_terminal_a_bar_takes_the_place_of_lines(
         bar = capsys.readouterr().err
         assert ("features" in bar, "2/2" in bar) == (shown, shown)
     assert soon.messages == []
+
+
+def test_a_notebook_counts_as_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not progress.has_terminal()
+    monkeypatch.setattr(sys, "stderr", type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})())
+    assert progress.has_terminal()
 
 
 def test_times_and_rates_are_for_people() -> None:

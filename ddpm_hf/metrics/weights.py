@@ -15,6 +15,7 @@ from huggingface_hub.file_download import http_get
 from tqdm.auto import tqdm
 
 from ddpm_hf.files import PARTIAL, sha256_of, write_text
+from ddpm_hf.progress import Progress, has_terminal
 
 WAITS = (1, 2, 4)
 """Seconds between attempts at a server that fails; at lost connections the Hub's client makes attempts of its own."""
@@ -88,7 +89,9 @@ def _fetch(name: str, source: Source) -> None:
         partial.unlink(missing_ok=True)
     for last in (False, True):
         was_begun = partial.exists() and partial.stat().st_size > 0
-        _download(source.url, partial)
+        with Progress(f"downloading {source.file}", 1, "file", shown=not has_terminal()) as told:
+            _download(source.url, partial)
+            told.advance()
         found = sha256_of(partial)
         if source.sha256 in (None, found):
             break
@@ -127,7 +130,7 @@ class _Bar(tqdm):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         options.pop("name", None)  # of the Hub's own bars
-        super().__init__(*arguments, **{**options, "disable": not sys.stderr.isatty()})
+        super().__init__(*arguments, **{**options, "disable": not has_terminal()})
 
 
 def _record(path: Path) -> Path:
