@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from ddpm_hf.metrics.memorisation import copying_test
 from ddpm_hf.metrics.results import nearest_picture
 from ddpm_hf.pixels import PixelFormat
 from tests.runs import Fault, Started
+
+WITHOUT_INCEPTION = pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="it would be downloaded")
 
 REAL = load_cached_images(DataConfig(split="train[:300]")).images
 """The reference of most tests."""
@@ -524,7 +527,7 @@ def test_statistics_of_something_else_are_one_sentence(
         (["--reference_resolution", 16], "give --reference_resolution 8 --reference_channels 1"),
         (["--reference_split", "train[:3]"], "digits holds 3 images, and the metrics need 4"),
         (["--extractor", "nothing"], "the extractor 'nothing' is not one of digits, pixels, inception"),
-        (["--extractor", "inception"], "curl --create-dirs -Lo"),
+        pytest.param(["--extractor", "inception"], "run 'pip install ddpm-hf[inception]'", marks=WITHOUT_INCEPTION),
         (["--bootstrap", 1], "bootstrap is 1 and must be 0 or at least 2"),
         (["--save_statistics", "x.json"], "must end with .npz"),
         (["--reference", "{statistics}"], "the metric 'precision_recall' needs the images of the reference"),
