@@ -124,6 +124,8 @@ def _images(folder: Path) -> Check:
         beside = replace(picture, ending="png", cut=1.0, frames=1, turned=turned)
         (place / "z.png").write_bytes(beside.content() or content)
         training, samples = as_training(place), as_samples(place)
+        if isinstance(training, Refused) and "no range of their own" in training.sentence:
+            return  # floating point, which is scored as it is and trained on in a range
         if isinstance(training, Refused) != isinstance(samples, Refused):
             raise Fault("silent difference", f"training {_told(training)}, scoring {_told(samples)}")
         if isinstance(training, Refused):
@@ -151,7 +153,7 @@ def _compare_with_truth(picture: Picture, content: bytes, found: Any) -> None:
     with Image.open(io.BytesIO(content)) as opened:
         turned = opened.getexif().get(0x0112, 1)
         if picture.mode == "I;16":
-            truth = rng.integers(0, 2**16, (height, width), dtype=np.uint16).astype(float)[None] / 257
+            truth = rng.integers(0, 2**16, (height, width), dtype=np.uint16).astype(float)[None]
         else:
             opened.load()  # which turns a TIFF
             turned = opened.getexif().get(0x0112, 1)
