@@ -92,7 +92,7 @@ def true_moments(kind: Blobs) -> dict[str, npt.NDArray[np.float64]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How long to train."""
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--num_images", type=int, default=1000)
     parser.set_defaults(rounds=None)
 
