@@ -1,12 +1,14 @@
 """Trains a feature network for Fashion-MNIST at 16x16, as none is published for images this small."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_hf.data.sources import ImageData
+from ddpm_hf.images import from_uint8
 
 EPOCHS = 4
 BATCH_SIZE = 128
@@ -26,7 +28,7 @@ class FashionFeatures(nn.Module):
         self.classes = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.layers(images.float() / 127.5 - 1)  # TorchScript knows no dataclass
+        features: Tensor = self.layers(from_uint8(images))
         return features
 
 
@@ -46,5 +48,6 @@ def trained_features(data: ImageData, path: Path) -> Path:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    torch.jit.script(network.eval()).save(str(path))  # type: ignore[no-untyped-call]
+    traced: Any = torch.jit.trace(network.eval(), data.images[:2])  # type: ignore[no-untyped-call]
+    traced.save(str(path))
     return path

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import torch
@@ -65,14 +66,14 @@ class PixelFormat:
         """Values (B, C, H, W) of the type to float32 in [-1, 1]; those beyond the range are clipped."""
         if self == EIGHT_BITS:
             return values.float() / 127.5 - 1
-        low, half = self._columns(values)
+        low, half = _columns(self, values.device)
         return ((values.float() - low) / half - 1).clamp(-1, 1)
 
     def from_model(self, images: Tensor) -> Tensor:
         """[-1, 1], floating (B, C, H, W), clipped, to values of the type; whole numbers are rounded to the nearest."""
         if self == EIGHT_BITS:  # the same, in the form whose rounding all earlier images have
             return ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        low, half = self._columns(images)
+        low, half = _columns(self, images.device)
         values = (images.float().clamp(-1, 1) + 1) * half + low
         if self.dtype in LARGEST:
             values = values.round().clamp(0, LARGEST[self.dtype])
@@ -102,10 +103,12 @@ class PixelFormat:
             )
         return tuple(1 / (high - low) for low, high in zip(self.low, self.high, strict=True))
 
-    def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`low` and half of the range, (1 or C, 1, 1)."""
-        low, high = (torch.tensor(ends, device=images.device)[:, None, None].float() for ends in (self.low, self.high))
-        return low, (high - low) / 2
+
+@lru_cache(maxsize=16)  # each step asks, and a copy to a device would wait for it
+def _columns(pixels: PixelFormat, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The low end and half of the range, (1 or C, 1, 1)."""
+    low, high = (torch.tensor(ends, device=device)[:, None, None].float() for ends in (pixels.low, pixels.high))
+    return low, (high - low) / 2
 
 
 EIGHT_BITS: Final = PixelFormat()

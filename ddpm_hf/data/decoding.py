@@ -61,7 +61,12 @@ class Decoded:
         if self.opacity is None:
             return True
         lowest: Any = self.opacity.getextrema()[0]
-        return bool(lowest >= LARGEST.get(self.dtype, 1))
+        return bool(lowest >= self.full)
+
+    @property
+    def full(self) -> float:
+        """The opacity that lets nothing through."""
+        return LARGEST.get(self.dtype, 1)
 
 
 def decode(encoded: Any, folder: Path = Path(), eight_bits: bool = False) -> Decoded:

@@ -120,9 +120,14 @@ class DataConfig:
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width that images are resized to; None where they keep their own."""
-        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+        return size_of(self.resolution)
 
     @property
     def crop_size(self) -> tuple[int, int] | None:
         """Height and width of the random windows that are trained on; None where there are none."""
-        return (self.random_crop, self.random_crop) if isinstance(self.random_crop, int) else self.random_crop
+        return size_of(self.random_crop)
+
+
+def size_of(sides: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Height and width, of the side of a square or of both."""
+    return (sides, sides) if isinstance(sides, int) else sides

@@ -9,7 +9,7 @@ from PIL import Image, ImageColor
 
 from ddpm_hf.data.decoding import GREY_MODES, Decoded
 from ddpm_hf.data.faults import MisfitError
-from ddpm_hf.data.settings import Alpha
+from ddpm_hf.data.settings import Alpha, size_of
 from ddpm_hf.pixels import LARGEST
 
 Planes = tuple[Image.Image, ...]
@@ -52,7 +52,7 @@ class Transform:
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of the results, as far as the settings say."""
-        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+        return size_of(self.resolution)
 
     def __call__(self, image: Decoded) -> npt.NDArray[Any]:
         """The image as ``(C, H, W)``.
@@ -88,11 +88,10 @@ class Transform:
             mode = "L" if image.planes[0].mode in GREY_MODES else "RGB"
             ground = Image.new(mode, image.size, ImageColor.getcolor(self.background, mode))
             return (Image.composite(image.planes[0].convert(mode), ground, opacity),)
-        largest = LARGEST.get(image.dtype, 1)
         grounds = _background(self.background, len(image.planes))
-        share = np.asarray(opacity, dtype=np.float64) / largest
+        share = np.asarray(opacity, dtype=np.float64) / image.full
         mixed = [
-            np.asarray(plane) * share + ground * largest * (1 - share)
+            np.asarray(plane) * share + ground * image.full * (1 - share)
             for plane, ground in zip(image.planes, grounds, strict=True)
         ]
         if image.dtype in LARGEST:
@@ -115,8 +114,7 @@ class Transform:
             return planes
         opacity = image.opacity
         if opacity is None:
-            largest = LARGEST.get(image.dtype, 1)
-            opacity = Image.new("L" if image.dtype == "uint8" else "F", image.size, largest)
+            opacity = Image.new("L" if image.dtype == "uint8" else "F", image.size, image.full)
         return (*planes, opacity)
 
     def _grey_or_colour(self, planes: Planes, wanted: int | None) -> Planes:

@@ -34,6 +34,7 @@ def refused_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict
     free = set(FREE_TO_CHANGE)
     if before["training"]["lr_schedule"] == after["training"]["lr_schedule"] == "constant":
         free.add("training.steps")  # the others are stretched over all the steps
-    # What false let through had the wanted shape, and null cuts nothing off it.
-    found = {key: change for key, change in changes(before, after).items() if change != (False, None)}
+    found = changes(before, after)
+    if found.get("data.center_crop") == (False, None):  # what false let through has the shape that null cuts out
+        free.add("data.center_crop")
     return {key: change for key, change in found.items() if not {key, key.partition(".")[0]} & free}

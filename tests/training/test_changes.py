@@ -29,6 +29,17 @@ def test_another_start_is_refused_and_leave_to_differ_is_not() -> None:
     assert refused_changes(started, replace(config, init_from="me/model", init_partial=True).to_dict()) == {}
 
 
+def test_a_crop_that_may_be_is_no_other_than_none_and_only_of_crops_is_that_so() -> None:
+    config = parse_config([], DIGITS)
+    earlier = config.to_dict()
+    earlier["data"]["center_crop"] = False  # as earlier versions had it by default
+    assert refused_changes(earlier, config.to_dict()) == {}
+    earlier["model"]["num_class_embeds"] = False
+    assert refused_changes(earlier, config.to_dict()) == {"model.num_class_embeds": (False, None)}
+    cut = replace(config, data=replace(config.data, center_crop=True))
+    assert "data.center_crop" in refused_changes(earlier, cut.to_dict())
+
+
 @pytest.mark.parametrize("before", [None, 3])
 def test_equal_settings_are_no_change(before: int | None) -> None:
     config = replace(parse_config([], DIGITS), threads=before)
