@@ -279,4 +279,6 @@ def described_reference(config: EvaluateConfig, fingerprint: str, num_images: in
         for name, value in vars(config).items()
         if name.startswith("reference_") and not (name in SINCE and value == usual[name])
     }
+    # As earlier manifests have it; whether null has cut anything, the fingerprint knows.
+    transform["reference_center_crop"] = config.reference_center_crop or False
     return {"name": config.reference, **transform, "fingerprint": fingerprint, "num_images": num_images}

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ddpm_hf import DDPMCustomPipeline, DDPMScheduler, UNet2DModel
 from ddpm_hf.cli import evaluate, sample
+from ddpm_hf.cli.compared import described_reference
+from ddpm_hf.cli.evaluate import EvaluateConfig
 from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images
@@ -148,6 +150,15 @@ def test_statistics_go_out_and_in_as_pytorch_fid_has_them(samples: Path, tmp_pat
     np.savez(tmp_path / "theirs.npz", mu=mu, sigma=sigma)  # as others write it, with no word on where it is from
     of_theirs = values(tmp_path / "c", "--samples", samples, "--metrics", "fid", "--reference", tmp_path / "theirs.npz")
     assert of_theirs == of_file
+
+
+def test_the_manifest_of_an_earlier_version_is_of_the_same_settings() -> None:
+    described = described_reference(EvaluateConfig("digits", Path("scores"), samples="samples"), "a", 9)
+    names = ("config", "split", "revision", "image_column", "channels", "center_crop", "resolution", "resize_filter")
+    assert {name for name, value in described.items() if value is not None} <= {
+        *("name", "fingerprint", "num_images", *(f"reference_{name}" for name in names))
+    }
+    assert described["reference_center_crop"] is False
 
 
 def test_the_manifest_says_what_the_scores_are_of_and_other_settings_are_refused(samples: Path, tmp_path: Path) -> None:
