@@ -133,8 +133,8 @@ def _turn(cache: Path, rows: Rows, show_progress: bool) -> Iterator[None]:
     except Timeout:
         with _told(rows, show_progress) as told:
             while not lock.is_locked:
-                # The other process may be about to write the number, or done with it.
-                with suppress(FileNotFoundError, ValueError):
+                # The other process may not have begun, or be done.
+                with suppress(FileNotFoundError):
                     told.advance(int((temporary_name(cache) / "rows_done").read_text()) - told.done)
                 with suppress(Timeout):
                     lock.acquire(timeout=0.5)
@@ -181,7 +181,8 @@ def _write(rows: Rows, transform: Transform, building: Path, show_progress: bool
                     digest.update(pixels.data)
                     labels.append(label)
             told.advance(len(chunk))
-            (building / "rows_done").write_text(str(len(labels) + len(corrupt)))
+            with written_whole(building / "rows_done") as count:  # whoever waits may be reading it
+                count.write_text(str(len(labels) + len(corrupt)))
     shape = (len(labels), *(settled.shape or ()))
     dtype = settled.first_dtype or "uint8"
     of_type = "" if dtype == "uint8" else dtype  # so that images of 8 bits keep their fingerprints
