@@ -2,8 +2,9 @@
 memory over the number of images, of which there are as many samples as real ones.
 
 Each figure is of a process of its own; memory is what it takes above what it had before, both sets of features
-included. The time of N x N distances of D features is that of a product and of what is done to its result,
-N^2 (a D + b). It is fitted to some sizes; another one is foretold and measured.
+included. The bare work is what no exact way goes without: of the neighbours, two products of N x N (one between the
+sets, half of one within each); of the FID's Gaussians, the eigenvalues and eigenvectors of one covariance and the
+eigenvalues of another. The time of neighbours is N^2 (a D + b), fitted to some sizes; others are foretold.
 """
 
 import argparse
@@ -16,11 +17,13 @@ import torch
 from benchmarks.measure import MIB, in_new_process, peak_memory, resident_memory
 from benchmarks.record import Record, table
 from ddpm_hf.metrics import frechet_distance, manifolds
+from ddpm_hf.metrics.frechet import frechet_distance_of_gaussians, mean_and_covariance
+from ddpm_hf.metrics.neighbours import TILE
 
-FID, NEIGHBOURS = "FID", "neighbours"
+FID, GAUSSIANS, NEIGHBOURS = "FID", "FID of Gaussians", "neighbours"
 FID_SIZES = [(images, features) for features in (512, 2_048) for images in (1_000, 5_000, 10_000)]
-FITTED = [(2_500, 512), (5_000, 512), (5_000, 2_048)]
-FORETOLD = (10_000, 512)
+FITTED = [(5_000, 512), (10_000, 512), (5_000, 2_048)]
+FORETOLD = (20_000, 2_048)
 WANTED = (50_000, 2_048)
 
 
@@ -34,6 +37,8 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
     threads = torch.get_num_threads()
     for n, d in FID_SIZES:
         record.add({"metric": FID, "images": n, "features": d, **in_new_process(cost, FID, n, d, threads)})
+    n, d = FORETOLD[0] // 4, FORETOLD[1]
+    record.add({"metric": GAUSSIANS, "images": n, "features": d, **in_new_process(cost, GAUSSIANS, n, d, threads)})
     found = {size: in_new_process(cost, NEIGHBOURS, *size, threads) for size in (*FITTED, FORETOLD)}
     work = torch.tensor([[n * n * d, n * n] for n, d in FITTED], dtype=torch.float64)
     seconds = torch.tensor([found[size]["seconds"] for size in FITTED], dtype=torch.float64)
@@ -49,26 +54,53 @@ def report(rows: list[dict[str, Any]]) -> str:
     """A table for each metric."""
     keys = ("images", "features", "seconds", "peak_mib")
     heads = ["images", "features", "seconds", "peak memory, MiB"]
-    fid, neighbours = ([row for row in rows if row["metric"] == metric] for metric in (FID, NEIGHBOURS))
-    modelled = [[row.get(key) for key in (*keys, "model_seconds")] for row in neighbours]
+    fid, gaussians, neighbours = (
+        [row for row in rows if row["metric"] == metric] for metric in (FID, GAUSSIANS, NEIGHBOURS)
+    )
+    over_work = [[*(row.get(key) for key in keys), _over_work(row)] for row in gaussians]
+    modelled = [[*(row.get(key) for key in keys), _over_work(row), row.get("model_seconds")] for row in neighbours]
     return "\n\n".join(
         [
             "FID:",
             table(heads, [[row[key] for key in keys] for row in fid]),
+            "The FID's Gaussians alone, when their means and covariances are there:",
+            table([*heads, "over the bare work"], over_work),
             "Precision, recall, density and coverage together:",
-            table([*heads, "seconds by the model"], modelled),
+            table([*heads, "over the bare work", "seconds by the model"], modelled),
         ]
     )
 
 
+def _over_work(row: dict[str, Any]) -> float | None:
+    return row["seconds"] / row["work_seconds"] if "work_seconds" in row else None
+
+
 def cost(metric: str, images: int, features: int, threads: int) -> dict[str, float]:
-    """Seconds and memory of a metric of random features, in this process."""
+    """Seconds and memory of a metric of random features, in this process; and seconds of its bare work."""
     torch.set_num_threads(threads)
-    score: Callable[..., Any] = {FID: frechet_distance, NEIGHBOURS: lambda real, fake: manifolds(real, fake, 3)}[metric]
-    score(torch.randn(100, 8), torch.randn(100, 8))
+    scores: dict[str, Callable[..., Any]] = {
+        FID: frechet_distance,
+        GAUSSIANS: frechet_distance_of_gaussians,
+        NEIGHBOURS: lambda real, fake: manifolds(real, fake, 3),
+    }
+    score, warm = scores[metric], torch.randn(100, 8)
+    score(*([*mean_and_covariance(warm)] * 2 if metric == GAUSSIANS else (warm, warm)))
     before = resident_memory()
     real, fake = torch.randn(images, features), torch.randn(images, features)
+    given = [real, fake]
+    if metric == GAUSSIANS:
+        given = [*mean_and_covariance(real), *mean_and_covariance(fake)]
     start = time.perf_counter()
-    score(real, fake)
+    score(*given)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_mib": (peak_memory() - before) / MIB}
+    found = {"seconds": seconds, "peak_mib": (peak_memory() - before) / MIB}
+    start = time.perf_counter()
+    if metric == GAUSSIANS:
+        torch.linalg.eigh(given[1])
+        torch.linalg.eigvalsh(given[3])
+    elif metric == NEIGHBOURS:
+        for rows in torch.split(real, TILE):
+            for columns in torch.split(fake, TILE):
+                for _ in range(2):
+                    rows @ columns.T
+    return found | ({} if metric == FID else {"work_seconds": time.perf_counter() - start})

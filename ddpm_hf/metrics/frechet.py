@@ -87,16 +87,15 @@ def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet_distance_of_gaussians(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
     r"""Squared 2-Wasserstein distance of Gaussians (Dowson & Landau 1982); means (D,), covariances (D, D).
 
-    With :math:`R` the symmetric root of :math:`\Sigma_a`, the product :math:`\Sigma_a \Sigma_b` has the eigenvalues of
-    the symmetric :math:`R \Sigma_b R`. So the trace of its root is a sum of real roots, even of singular covariances.
-
-    The decompositions are torch's: of 2,048 features they take 2.2 s of one core of an Intel Xeon, and SciPy's `eigh`
-    2.7 s; of the product, which is not symmetric, torch's eigenvalues take 8.4 s and SciPy's `sqrtm` 18.4 s. The traces
-    agree to 2e-12 by `eigh` and to 7e-10 by the others.
+    With any :math:`R R^T = \Sigma_a`, the product :math:`\Sigma_a \Sigma_b` has the eigenvalues of the symmetric
+    :math:`R^T \Sigma_b R`. So the trace of its root is a sum of real roots, even of singular covariances. R is
+    Cholesky's factor, or of a singular covariance the root by its eigenvalues, which takes twice as long.
     """
-    eigenvalues, eigenvectors = torch.linalg.eigh(covariance_a)
-    root = eigenvectors * eigenvalues.clamp(min=0).sqrt() @ eigenvectors.T
-    trace_of_root = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
+    root, failed = torch.linalg.cholesky_ex(covariance_a)
+    if failed:
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance_a)
+        root = eigenvectors * eigenvalues.clamp(min=0).sqrt()
+    trace_of_root = torch.linalg.eigvalsh(root.T @ (covariance_b @ root)).clamp(min=0).sqrt().sum()
     distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * trace_of_root
     # Rounding can leave equal Gaussians a hair below zero.
     return max(float(distance), 0.0)

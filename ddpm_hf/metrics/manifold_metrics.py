@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddpm_hf.metrics.base import MeanOverImages
-from ddpm_hf.metrics.neighbours import BLOCK_BYTES, balls_and_points, squared_distance_to_kth_neighbour
+from ddpm_hf.metrics.neighbours import TILE, memberships, squared_distance_to_kth_neighbour
 from ddpm_hf.settings import as_int
 
 
@@ -45,7 +45,7 @@ class Manifolds:
         return {name: part.double().mean().item() for name, part in self.parts.items()}
 
 
-def manifolds(real: Tensor, fake: Tensor, k: int, block_bytes: int = BLOCK_BYTES) -> Manifolds:
+def manifolds(real: Tensor, fake: Tensor, k: int, tile: int = TILE) -> Manifolds:
     """Compare two sets of features (Kynkaanniemi et al. 2019, eq. 2; Naeem et al. 2020, eqs. 5 and 6).
 
     All depend on the sizes of the sets: compare values of equally many images. A point at a ball's very edge is inside.
@@ -54,7 +54,7 @@ def manifolds(real: Tensor, fake: Tensor, k: int, block_bytes: int = BLOCK_BYTES
         real: ``(N, D)``, any floating type; the result is that of float64.
         fake: ``(M, D)``.
         k: Which neighbour bounds the balls; 3 in the first paper, 5 in the second.
-        block_bytes: Memory of one block of distances; it does not change the result.
+        tile: Rows and columns of one tile of distances; it does not change the result.
 
     Raises:
         ValueError: if k is below 1, a set has no more than k images, the numbers of features differ, or one is not
@@ -74,11 +74,10 @@ def manifolds(real: Tensor, fake: Tensor, k: int, block_bytes: int = BLOCK_BYTES
             f"precision and recall were given {real.shape[1]} and {fake.shape[1]} features an image; "
             "use the same feature network for both sets."
         )
-    around_real = squared_distance_to_kth_neighbour(real, k, block_bytes)
-    around_fake = squared_distance_to_kth_neighbour(fake, k, block_bytes)
-    balls_round_fake, real_has_fake = balls_and_points(fake, real, around_real, block_bytes)
-    balls_round_real, _ = balls_and_points(real, fake, around_fake, block_bytes)
-    return Manifolds(balls_round_fake > 0, balls_round_real > 0, balls_round_fake.double() / k, real_has_fake)
+    around_real = squared_distance_to_kth_neighbour(real, k, tile)
+    around_fake = squared_distance_to_kth_neighbour(fake, k, tile)
+    fakes, reals = memberships(fake, real, around_fake, around_real, tile)
+    return Manifolds(fakes.balls > 0, reals.balls > 0, fakes.balls.double() / k, fakes.hit)
 
 
 def check_k(k: int) -> int:

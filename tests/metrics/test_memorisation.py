@@ -41,12 +41,12 @@ def test_too_few_real_images_are_refused() -> None:
         authentic(points(1, 0), points(5, 1))
 
 
-@pytest.mark.parametrize("block_bytes", [2**10, 2**28])
-def test_the_kth_nearest_is_that_of_scipy(block_bytes: int) -> None:
+@pytest.mark.parametrize("tile", [32, 2_048])
+def test_the_kth_nearest_is_that_of_scipy(tile: int) -> None:
     a, b = points(40, 0).double() + 50, points(30, 1).double() + 50
     expected = torch.from_numpy(cdist(a, b)).sort(dim=1)
     for k in (1, 3, 30):
-        distances, indices = kth_nearest(a.float(), b.float(), k, block_bytes)
+        distances, indices = kth_nearest(a.float(), b.float(), k, tile)
         assert torch.equal(indices, expected.indices[:, k - 1])
         assert torch.allclose(distances.sqrt(), expected.values[:, k - 1], rtol=1e-5)
 

@@ -93,11 +93,11 @@ def test_float32_features_are_reduced_in_float64() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-@pytest.mark.parametrize("block_bytes", [1, 5000, 2**28])
-def test_precision_recall_density_and_coverage_are_those_of_prdc(k: int, block_bytes: int) -> None:
+@pytest.mark.parametrize("tile", [32, 64, 2_048])
+def test_precision_recall_density_and_coverage_are_those_of_prdc(k: int, tile: int) -> None:
     real, fake = random_features(120, 4, seed=8), random_features(90, 4, seed=9, scale=0.7, shift=0.3)
     expected = compute_prdc(real.numpy(), fake.numpy(), nearest_k=k)
-    scores = manifolds(real, fake, k, block_bytes).scores
+    scores = manifolds(real, fake, k, tile).scores
     assert all(score > 0 for score in scores.values())
     assert scores == pytest.approx({name: float(value) for name, value in expected.items()}, abs=1e-12)
 
@@ -119,16 +119,16 @@ def brute_force(real: torch.Tensor, fake: torch.Tensor, k: int) -> dict[str, flo
     }
 
 
-@pytest.mark.parametrize("block_bytes", [3000, 2**28])
+@pytest.mark.parametrize("tile", [32, 2_048])
 @pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-6])
-def test_near_ties_are_decided_as_in_float64(block_bytes: int, spread: float) -> None:
+def test_near_ties_are_decided_as_in_float64(tile: int, spread: float) -> None:
     """On a lattice nearly all distances are tied, or part by less than float32 sees beside coordinates of 100."""
     generator = torch.Generator().manual_seed(0)
     lattices = [torch.randint(0, 3, (80, 6), generator=generator).double() for _ in range(2)]
     real, fake = (100 + spread * (points + 1e-5 * random_features(80, 6, seed=20)) for points in lattices)
-    assert manifolds(real, fake, 3, block_bytes).scores == pytest.approx(brute_force(real, fake, 3), abs=1e-12)
+    assert manifolds(real, fake, 3, tile).scores == pytest.approx(brute_force(real, fake, 3), abs=1e-12)
     exact_real, exact_fake = (100 + spread * points for points in lattices)
-    assert manifolds(exact_real, exact_fake, 3, block_bytes).scores == pytest.approx(
+    assert manifolds(exact_real, exact_fake, 3, tile).scores == pytest.approx(
         brute_force(exact_real, exact_fake, 3), abs=1e-12
     )
 
@@ -268,11 +268,15 @@ def test_digits_features_are_smooth_and_take_only_digits() -> None:
             network(wrong)
 
 
-def test_frechet_distance_matches_scipy_on_correlated_gaussians() -> None:
+@pytest.mark.parametrize("is_singular", [False, True])
+def test_frechet_distance_matches_scipy_on_correlated_gaussians(is_singular: bool) -> None:
     """The textbook form, with the root of the product of the covariances."""
     from scipy.linalg import sqrtm
 
-    (mean_a, cov_a), (mean_b, cov_b) = (mean_and_covariance(random_features(50, 6, seed=seed)) for seed in (13, 14))
+    features = [random_features(50, 6, seed=seed) for seed in (13, 14)]
+    if is_singular:
+        features[0][:, 2] = 1.5
+    (mean_a, cov_a), (mean_b, cov_b) = (mean_and_covariance(each) for each in features)
     root = np.real(sqrtm(cov_a.numpy() @ cov_b.numpy()))
     expected = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * np.trace(root)
     assert frechet_distance_of_gaussians(mean_a, cov_a, mean_b, cov_b) == pytest.approx(expected.item(), rel=1e-8)
