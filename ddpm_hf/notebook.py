@@ -2,8 +2,11 @@
 
     >>> from ddpm_hf import train, training_config
     >>> config = training_config("digits", training={"steps": 100}, output_dir="runs/notebook")
-    >>> trained = train(config)  # doctest: +SKIP
-    >>> trained.scores["fid"]["samples"], trained.pipeline()(seeds=range(4)).images  # doctest: +SKIP
+    >>> trained = train(config)
+                         samples    held out       ratio
+    ...
+    >>> fid = trained.scores["fid"]["samples"]
+    >>> images = trained.pipeline()(seeds=range(4)).images
 
 Several processes are started by accelerate, before anything in the notebook has used a GPU:
 

@@ -52,6 +52,13 @@ class Augmentation:
         rotation: Turn by 0, 90, 180 or 270 degrees, each as likely.
         probability: Probability of each transform of Karras et al. but the flip left to right, which has 1/2 whenever
             this is above 0, as in theirs.
+
+    Example:
+        >>> augment = Augmentation(rotation=True, probability=0.12)
+        >>> images, flips = torch.zeros(16, 3, 32, 32), torch.zeros(16, dtype=torch.bool)
+        >>> images, labels = augment(images, flips, seed=0, step=0, start=0)
+        >>> labels.shape
+        torch.Size([16, 9])
     """
 
     flip: bool = False

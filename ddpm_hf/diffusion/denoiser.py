@@ -18,7 +18,7 @@ Network = Callable[[Tensor, int | Tensor, Tensor | None], Tensor]
 class Prediction(NamedTuple):
     """A denoiser's prediction at x_t.
 
-    Args:
+    Attributes:
         x_0: (B, C, ...), clipped where the denoiser clips.
         noise: (B, C, ...), from the network's output alone: where x_0 was clipped, the two do not add up to x_t.
         log_variance: log of the variance of p(x_s | x_t); of t's shape, or (B, C, ...) where it is learned.
@@ -74,15 +74,13 @@ class Denoiser:
     1. `output`: the network sees (x_t, t). EDM's preconditioning, for example, would scale both first.
     2. `predict`: with :math:`x_t = \sqrt{\bar\alpha_t} x_0 + \sqrt{1 - \bar\alpha_t}\, n`, an output o stands for
 
-       ==================  ==================================================================================
-       `epsilon`           :math:`n = o`, so :math:`x_0 = (x_t - \sqrt{1 - \bar\alpha_t}\, o) / \sqrt{\bar\alpha_t}`
-       `sample`            :math:`x_0 = o`, so :math:`n = (x_t - \sqrt{\bar\alpha_t}\, o) / \sqrt{1 - \bar\alpha_t}`
-       `v_prediction`      :math:`x_0 = \sqrt{\bar\alpha_t} x_t - \sqrt{1 - \bar\alpha_t}\, o`,
-                           :math:`n = \sqrt{1 - \bar\alpha_t} x_t + \sqrt{\bar\alpha_t}\, o`
-       `posterior_mean`    :math:`x_0 = (o - c_t x_t) / c_0` with the posterior's :math:`c_0, c_t`
-       ==================  ==================================================================================
+        * `epsilon`: :math:`n = o`, so :math:`x_0 = (x_t - \sqrt{1 - \bar\alpha_t}\, o) / \sqrt{\bar\alpha_t}`
+        * `sample`: :math:`x_0 = o`, so :math:`n = (x_t - \sqrt{\bar\alpha_t}\, o) / \sqrt{1 - \bar\alpha_t}`
+        * `v_prediction`: :math:`x_0 = \sqrt{\bar\alpha_t} x_t - \sqrt{1 - \bar\alpha_t}\, o`,
+          :math:`n = \sqrt{1 - \bar\alpha_t} x_t + \sqrt{\bar\alpha_t}\, o`
+        * `posterior_mean`: :math:`x_0 = (o - c_t x_t) / c_0` with the posterior's :math:`c_0, c_t`
 
-       and x_0 is then clipped or thresholded, if samplers do that.
+        and x_0 is then clipped or thresholded, if samplers do that.
     3. `log_variance`: of :math:`p(x_s | x_t)`, fixed or made of the second half of the network's channels
        (`GaussianDiffusion.log_variance`).
     4. `target`: what the output is trained to be, the inverse of `predict`.
@@ -95,6 +93,13 @@ class Denoiser:
         network: the network that `output` calls; None where outputs are given (a scheduler's `step`).
         half_bin: half the distance of neighbouring values of the data in [-1, 1], one for all channels or one for each:
             the decoder of the variational bound gives probabilities to bins of twice that width.
+
+    Example:
+        >>> diffusion = GaussianDiffusion(torch.linspace(0.0001, 0.02, 1000))
+        >>> denoiser = Denoiser(diffusion, network=lambda x_t, t, class_labels: torch.zeros_like(x_t))
+        >>> x_0, noise, log_variance = denoiser(torch.randn(2, 3, 32, 32), 500)
+        >>> x_0.shape
+        torch.Size([2, 3, 32, 32])
     """
 
     diffusion: GaussianDiffusion

@@ -24,7 +24,7 @@ from ddpm_hf.diffusion.likelihood import drawn
 class Nats(NamedTuple):
     """What the ODE says of images.
 
-    Args:
+    Attributes:
         values: -log p(x_0), float64 (B,).
         evaluations: how often the network was asked, each time with a gradient.
     """

@@ -30,10 +30,13 @@ class ImageMetric(Metric):
         options: Those of any torchmetrics metric.
 
     Example:
+        >>> from ddpm_hf.metrics import DigitsFeatures, ImprovedPrecisionRecall
         >>> metric = ImprovedPrecisionRecall(DigitsFeatures.load())
-        >>> metric.update(reals, real=True); metric.update(fakes, real=False)
+        >>> images = torch.randint(256, (200, 1, 8, 8), dtype=torch.uint8)
+        >>> metric.update(images[:100], real=True)  # in as many batches as you like
+        >>> metric.update(images[100:], real=False)
         >>> metric.compute()
-        {'precision': tensor(0.8620), 'recall': tensor(0.8390)}
+        {'precision': tensor(...), 'recall': tensor(...)}
     """
 
     is_differentiable = False

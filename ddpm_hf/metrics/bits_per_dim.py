@@ -137,6 +137,13 @@ def bits_per_dim(
 
     Raises:
         ValueError: for images that do not fit the model, or whose bits are not defined or not finite.
+
+    Example:
+        >>> from ddpm_hf import DDPMCustomPipeline
+        >>> pipe = DDPMCustomPipeline.from_pretrained("runs/digits")
+        >>> images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+        >>> bits_per_dim(pipe, images, Likelihood("estimate")).values.shape
+        torch.Size([4])
     """
     format: PixelFormat = pipe.format
     if likelihood.method == "ode" and likelihood.num_steps is None and _knows_whole_times_only(pipe.unet):

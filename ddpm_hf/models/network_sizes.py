@@ -17,7 +17,7 @@ from ddpm_hf.models.unet_2d_config import LARGEST_SIDE, check_numbers
 class NetworkSize(NamedTuple):
     """The network for images of up to ``side`` x ``side`` pixels.
 
-    Args:
+    Attributes:
         side: Side of a square of as many pixels as the largest images.
         block_out_channels: Channels of each level.
         layers_per_block: Residual blocks of each level.

@@ -102,8 +102,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         norm_num_groups: groups of every group norm.
         attn_norm_num_groups: groups of the middle attention's norm; None for `norm_num_groups`.
         norm_eps: epsilon of every group norm.
-        resnet_time_scale_shift: `default` adds the time embedding; `scale_shift` scales and shifts by it, as Nichol &
-            Dhariwal do.
+        resnet_time_scale_shift: `default` adds the time embedding; `scale_shift` scales and shifts by it (iDDPM).
         add_attention: False leaves the middle block's attention out.
         class_embed_type: None (an index into `num_class_embeds` vectors, if that is set), `timestep` or `identity`.
         num_class_embeds: number of classes.
@@ -114,6 +113,11 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
 
     Raises:
         ValueError: for settings that are unknown or do not fit together, in one sentence.
+
+    Example:
+        >>> unet = UNet2DModel(in_channels=1, out_channels=1, block_out_channels=(32, 32, 32, 32))
+        >>> unet(torch.randn(2, 1, 16, 16), timestep=500).sample.shape
+        torch.Size([2, 1, 16, 16])
     """
 
     _supports_gradient_checkpointing = True

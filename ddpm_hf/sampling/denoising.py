@@ -219,6 +219,13 @@ def sample_images(
 
     Raises:
         ValueError: as `denoise`, or if the scheduler cannot draw images from noise with such a network.
+
+    Example:
+        >>> from ddpm_hf import DDPMCustomPipeline
+        >>> pipe = DDPMCustomPipeline.from_pretrained("runs/digits")
+        >>> pipe.scheduler.set_timesteps(10)
+        >>> sample_images(pipe.unet, pipe.scheduler, seeds=range(4)).shape
+        torch.Size([4, 1, 8, 8])
     """
     check_start(scheduler)
     shape, device = image_shape(unet), next(unet.parameters()).device

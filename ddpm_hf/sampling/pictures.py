@@ -38,6 +38,13 @@ def denoising_path(
 
     Raises:
         ValueError: if the scheduler does not say what x_0 it predicts.
+
+    Example:
+        >>> from ddpm_hf import DDPMCustomPipeline
+        >>> pipe = DDPMCustomPipeline.from_pretrained("runs/digits")
+        >>> pipe.scheduler.set_timesteps(10)
+        >>> samples, predictions = denoising_path(pipe.unet, pipe.scheduler, seeds=[0, 1])
+        >>> denoising_strip(samples, predictions).save("strip.png")
     """
     check_start(scheduler)
     generators = generators_of(seeds)

@@ -15,11 +15,17 @@ from ddpm_hf.settings import check_types
 class DDIMScheduler(GaussianScheduler):
     """The non-Markovian samplers of Song et al. 2021 (eq. 12): deterministic at eta = 0, DDPM's at eta = 1.
 
+    All arguments but one are those of `DDPMScheduler`.
+
     Args:
         set_alpha_to_one: end at clean data; False ends at the noise level of time 0.
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, clip_sample, prediction_type,
-            thresholding, dynamic_thresholding_ratio, clip_sample_range, sample_max_value, timestep_spacing,
-            steps_offset, rescale_betas_zero_snr: as in `DDPMScheduler`.
+
+    Example:
+        >>> from ddpm_hf import DDPMScheduler
+        >>> scheduler = DDIMScheduler.from_config(DDPMScheduler(beta_schedule="sigmoid").config)
+        >>> scheduler.set_timesteps(100, timestep_spacing="quadratic")  # three of which are the same
+        >>> len(scheduler.timesteps)
+        97
     """
 
     @register_to_config  # type: ignore[untyped-decorator]  # diffusers is untyped

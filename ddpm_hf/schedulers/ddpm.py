@@ -35,6 +35,12 @@ class DDPMScheduler(GaussianScheduler):
             `timestep_spacing` of `leading`, so that plain diffusers can use the saved config.
         steps_offset: number added to each timestep of `leading`.
         rescale_betas_zero_snr: rescale the betas so that the last timestep is pure noise (Lin et al. 2023).
+
+    Example:
+        >>> scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+        >>> scheduler.set_timesteps(4, timestep_spacing="trailing")
+        >>> scheduler.timesteps.tolist()
+        [999, 749, 499, 249]
     """
 
     @register_to_config  # type: ignore[untyped-decorator]  # diffusers is untyped

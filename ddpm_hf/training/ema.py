@@ -22,6 +22,13 @@ class EMA:
     Attributes:
         averages: decay -> the averages in the order of the parameters.
         num_updates: n.
+
+    Example:
+        >>> network = nn.Linear(2, 1)
+        >>> ema = EMA(network.parameters(), decays=[0.999])
+        >>> ema.update()  # after each step of the optimizer
+        >>> with ema.averaged_weights():
+        ...     output = network(torch.ones(1, 2))
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decays: Sequence[float]) -> None:
