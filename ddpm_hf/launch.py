@@ -54,6 +54,8 @@ def start_processes(
 ) -> Accelerator:
     """The accelerator of this process, on the CPU where there is nothing else, with its number of threads set.
 
+    Float32 is exact from here on, on a GPU too; training may allow TF32.
+
     Args:
         threads: CPU threads of this process; None for the usable cores over the processes of this machine. (The
             launcher sets OMP_NUM_THREADS=1 by itself, which would leave all other cores idle.)
@@ -115,10 +117,30 @@ def start_processes(
             f"mixed precision {accelerator.mixed_precision} is not for a {accelerator.device.type}, where accelerate "
             "would train in float32 under its name; ask the launcher for bf16, or for no"
         )
+    allow_tf32(False)
     torch.set_num_threads(threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 products on NVIDIA GPUs may be rounded to 10 bits of mantissa. (Torch lets convolutions, by
+    default.)"""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Within the context float32 is float32, whatever a run allows for its own network."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    allow_tf32(False)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def check_launcher() -> None:

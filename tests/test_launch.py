@@ -18,9 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.measure import in_new_process
 from ddpm_hf.launch import (
     StopSignal,
+    allow_tf32,
     compute_in_shares,
     differences_from_launcher,
     environment,
+    exact_float32,
     keep_freed_memory,
     start_processes,
     usable_cores,
@@ -51,6 +53,24 @@ def test_the_usable_cores_are_shared_out_over_the_processes_of_a_machine(monkeyp
     assert torch.get_num_threads() == 1
     accelerator = start_processes(2)
     assert environment(accelerator)["threads_per_process"] == torch.get_num_threads() == 2
+
+
+def float32() -> tuple[str, bool]:
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.usefixtures("threads")
+def test_float32_is_exact_unless_training_allows_other_products() -> None:
+    """Torch's default rounds the convolutions of an NVIDIA GPU, and so what ddpm-hf-sample would call float32."""
+    torch.backends.cudnn.allow_tf32 = True
+    start_processes(1)
+    assert float32() == ("highest", False)
+    allow_tf32(True)
+    assert float32() == ("high", True)
+    with exact_float32():
+        assert float32() == ("highest", False)
+    assert float32() == ("high", True)
+    allow_tf32(False)
 
 
 def page_faults(is_kept: bool) -> int:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm_hf.files import SEAL, remove_temporaries, written_whole
-from ddpm_hf.launch import compute_in_shares
+from ddpm_hf.launch import compute_in_shares, exact_float32
 from ddpm_hf.metrics.extractors import Extractor
 from ddpm_hf.metrics.frechet import check_gaussian, mean_and_covariance
 from ddpm_hf.metrics.intake import AS_THEY_ARE, Intake
@@ -62,13 +62,15 @@ class FeatureExtraction:
 
         Args:
             images: ``(N, C, H, W)`` of the type of the intake's format.
-            fingerprint: Changes with the images. The file is named by it, by what the extractor sees of them and by the
-                hash of its weights.
+            fingerprint: Changes with the images. The file is named by it, by what the extractor sees of them, the hash
+                of its weights and the kind of device.
 
         Raises:
             ValueError: as `of`.
         """
-        named = f"{fingerprint} {self.extractor.sha256} {self.batch_size}{self.intake.key}"
+        device = self.accelerator.device.type
+        rounding = "" if device == "cpu" else f" {device}"
+        named = f"{fingerprint} {self.extractor.sha256} {self.batch_size}{self.intake.key}{rounding}"
         key = hashlib.sha256(named.encode()).hexdigest()
         path = (self.cache_dir or Path(HF_HOME) / "ddpm_hf" / "features") / f"{key}.safetensors"
         # Another run may write the file at any time, so one process looks, for all of them.
@@ -102,7 +104,8 @@ class FeatureExtraction:
     @torch.no_grad()
     def _of_batch(self, images: Tensor) -> Tensor:
         try:
-            features: Tensor = self.extractor(self.intake(images.to(self.accelerator.device), self.extractor))
+            with exact_float32():
+                features: Tensor = self.extractor(self.intake(images.to(self.accelerator.device), self.extractor))
         except RuntimeError as error:  # of a network that was not made for such images
             reason, shape = str(error).strip().splitlines()[-1], tuple(images.shape[1:])
             raise ValueError(

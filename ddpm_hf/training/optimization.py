@@ -10,6 +10,7 @@ from torch import nn
 
 from ddpm_hf.data.sources import ImageSource
 from ddpm_hf.diffusion.losses import Objective, training_loss
+from ddpm_hf.launch import allow_tf32
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.sampling.denoising import image_shape
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
@@ -86,12 +87,7 @@ def objective_of(training: TrainingConfig) -> Objective:
 
 def prepare_network(unet: UNet2DModel, training: TrainingConfig) -> None:
     """Apply, in place, the settings that make a step faster or smaller without changing what it computes."""
-    if training.tf32:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-    else:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False  # its own default is True
+    allow_tf32(training.tf32)
     if training.channels_last:
         unet.to(memory_format=torch.channels_last)
     if training.gradient_checkpointing:

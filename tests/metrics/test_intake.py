@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ddpm_hf.launch import allow_tf32
 from ddpm_hf.metrics import frechet_distance
 from ddpm_hf.metrics.extractors import Extractor, load_extractor
 from ddpm_hf.metrics.intake import Intake
@@ -148,3 +149,16 @@ def test_statistics_of_another_way_of_seeing_are_refused(tmp_path: Path) -> None
     other = FeatureExtraction(OfRGB(), accelerator, intake=Intake(channels=(2, 1, 0)))
     with pytest.raises(ValueError, match="use the same type, range and --extractor_channels"):
         loaded.check(path, other, (5, 6, 5), 3)
+
+
+def test_features_are_of_exact_float32_whatever_training_allows() -> None:
+    class Precise(OfRGB):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return super().forward(images)
+
+    seen: list[tuple[str, bool]] = []
+    allow_tf32(True)
+    FeatureExtraction(Precise(), Accelerator(cpu=True)).of(bands(3))
+    allow_tf32(False)
+    assert seen == [("highest", False)]
