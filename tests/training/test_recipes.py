@@ -39,7 +39,8 @@ def one_of(processes: int) -> Any:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_builds_its_network_and_batches(path: Path) -> None:
-    config = parse(path).following((3, 64, 64))
+    side = parse(path).data.resolution or 64
+    config = parse(path).following((3, side, side))
     shape = (config.model["in_channels"], config.model["sample_size"], config.model["sample_size"])
     assert config.data.resolution in (None, shape[1])
     labels = None if config.model["num_class_embeds"] is None else torch.arange(8)
