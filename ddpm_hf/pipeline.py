@@ -56,7 +56,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         scheduler: ours, or diffusers' DDPM or DDIM (made ours), or any other of diffusers' (taken as it is).
         pixels: what the numbers of its images mean, as `PixelFormat.to_dict` writes it; None for pictures of 8 bits.
 
-    Example:
+    Examples:
         >>> pipe = DDPMCustomPipeline.from_pretrained("runs/digits")  # or "google/ddpm-cifar10-32"
         >>> pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
         >>> images = pipe(seeds=range(16), num_inference_steps=100, timestep_spacing="quadratic").images

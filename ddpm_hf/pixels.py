@@ -29,7 +29,7 @@ class PixelFormat:
     Raises:
         ValueError: the type is not known, or the values are no range of it.
 
-    Example:
+    Examples:
         >>> depth = PixelFormat("float32", low=(0,), high=(100,))
         >>> depth.to_model(torch.tensor([[[[0.0, 25.0, 100.0]]]])).tolist()
         [[[[-1.0, -0.5, 1.0]]]]

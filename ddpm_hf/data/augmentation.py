@@ -53,7 +53,7 @@ class Augmentation:
         probability: Probability of each transform of Karras et al. but the flip left to right, which has 1/2 whenever
             this is above 0, as in theirs.
 
-    Example:
+    Examples:
         >>> augment = Augmentation(rotation=True, probability=0.12)
         >>> images, flips = torch.zeros(16, 3, 32, 32), torch.zeros(16, dtype=torch.bool)
         >>> images, labels = augment(images, flips, seed=0, step=0, start=0)

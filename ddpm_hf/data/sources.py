@@ -71,7 +71,7 @@ class ImageData:
         uncropped: Larger images ``(N, C, H', W')``, whose middles are ``images``: :meth:`batch` then gives random
             windows of these. None where the images are trained on as they are.
 
-    Example:
+    Examples:
         >>> data = ImageData.of(np.zeros((100, 32, 32, 3), np.uint8))
         >>> images, labels = data.batch(step=0, batch_size=16, start=0, stop=16, seed=0)
         >>> images.shape
@@ -210,7 +210,7 @@ def load_cached_images(config: DataConfig, show_progress: bool = False) -> Image
     Raises:
         ValueError: as :func:`load_image_data`.
 
-    Example:
+    Examples:
         >>> load_cached_images(DataConfig(name="digits")).images.shape
         torch.Size([1297, 1, 8, 8])
     """

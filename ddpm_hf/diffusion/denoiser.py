@@ -81,6 +81,7 @@ class Denoiser:
         * `posterior_mean`: :math:`x_0 = (o - c_t x_t) / c_0` with the posterior's :math:`c_0, c_t`
 
         and x_0 is then clipped or thresholded, if samplers do that.
+
     3. `log_variance`: of :math:`p(x_s | x_t)`, fixed or made of the second half of the network's channels
        (`GaussianDiffusion.log_variance`).
     4. `target`: what the output is trained to be, the inverse of `predict`.
@@ -94,7 +95,7 @@ class Denoiser:
         half_bin: half the distance of neighbouring values of the data in [-1, 1], one for all channels or one for each:
             the decoder of the variational bound gives probabilities to bins of twice that width.
 
-    Example:
+    Examples:
         >>> diffusion = GaussianDiffusion(torch.linspace(0.0001, 0.02, 1000))
         >>> denoiser = Denoiser(diffusion, network=lambda x_t, t, class_labels: torch.zeros_like(x_t))
         >>> x_0, noise, log_variance = denoiser(torch.randn(2, 3, 32, 32), 500)

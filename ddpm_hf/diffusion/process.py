@@ -63,7 +63,7 @@ class GaussianDiffusion:
         ValueError: if betas is empty or not one-dimensional, or no process comes of it: a beta is outside 0 .. 1, too
             small to add noise, or so large that nothing of the image is left before the last step.
 
-    Example:
+    Examples:
         >>> diffusion = GaussianDiffusion(torch.linspace(0.0001, 0.02, 1000))
         >>> x_0, noise = torch.zeros(2, 3, 32, 32), torch.randn(2, 3, 32, 32)
         >>> x_t = diffusion.q_sample(x_0, 500, noise)

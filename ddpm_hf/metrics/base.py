@@ -29,7 +29,7 @@ class ImageMetric(Metric):
             are scored against the same real ones, whose state is computed once.
         options: Those of any torchmetrics metric.
 
-    Example:
+    Examples:
         >>> from ddpm_hf.metrics import DigitsFeatures, ImprovedPrecisionRecall
         >>> metric = ImprovedPrecisionRecall(DigitsFeatures.load())
         >>> images = torch.randint(256, (200, 1, 8, 8), dtype=torch.uint8)

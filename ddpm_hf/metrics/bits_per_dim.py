@@ -138,7 +138,7 @@ def bits_per_dim(
     Raises:
         ValueError: for images that do not fit the model, or whose bits are not defined or not finite.
 
-    Example:
+    Examples:
         >>> from ddpm_hf import DDPMCustomPipeline
         >>> pipe = DDPMCustomPipeline.from_pretrained("runs/digits")
         >>> images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)

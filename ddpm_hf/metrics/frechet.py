@@ -108,7 +108,7 @@ class FrechetDistance(ImageMetric):
     answer is real by construction. The state is one mean and covariance for each side, whatever the number of images;
     batches and processes are put together by the law of total covariance, in float64.
 
-    Example:
+    Examples:
         >>> metric = FrechetDistance()  # of features; with a feature network, of images
         >>> metric.update(torch.tensor([[0.0], [2.0]]), real=True)
         >>> metric.update(torch.tensor([[1.0], [3.0]]), real=False)

@@ -114,7 +114,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
     Raises:
         ValueError: for settings that are unknown or do not fit together, in one sentence.
 
-    Example:
+    Examples:
         >>> unet = UNet2DModel(in_channels=1, out_channels=1, block_out_channels=(32, 32, 32, 32))
         >>> unet(torch.randn(2, 1, 16, 16), timestep=500).sample.shape
         torch.Size([2, 1, 16, 16])

@@ -220,7 +220,7 @@ def sample_images(
     Raises:
         ValueError: as `denoise`, or if the scheduler cannot draw images from noise with such a network.
 
-    Example:
+    Examples:
         >>> from ddpm_hf import DDPMCustomPipeline
         >>> pipe = DDPMCustomPipeline.from_pretrained("runs/digits")
         >>> pipe.scheduler.set_timesteps(10)

@@ -39,7 +39,7 @@ def denoising_path(
     Raises:
         ValueError: if the scheduler does not say what x_0 it predicts.
 
-    Example:
+    Examples:
         >>> from ddpm_hf import DDPMCustomPipeline
         >>> pipe = DDPMCustomPipeline.from_pretrained("runs/digits")
         >>> pipe.scheduler.set_timesteps(10)

@@ -20,7 +20,7 @@ class DDIMScheduler(GaussianScheduler):
     Args:
         set_alpha_to_one: end at clean data; False ends at the noise level of time 0.
 
-    Example:
+    Examples:
         >>> from ddpm_hf import DDPMScheduler
         >>> scheduler = DDIMScheduler.from_config(DDPMScheduler(beta_schedule="sigmoid").config)
         >>> scheduler.set_timesteps(100, timestep_spacing="quadratic")  # three of which are the same

@@ -36,7 +36,7 @@ class DDPMScheduler(GaussianScheduler):
         steps_offset: number added to each timestep of `leading`.
         rescale_betas_zero_snr: rescale the betas so that the last timestep is pure noise (Lin et al. 2023).
 
-    Example:
+    Examples:
         >>> scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
         >>> scheduler.set_timesteps(4, timestep_spacing="trailing")
         >>> scheduler.timesteps.tolist()

@@ -23,7 +23,7 @@ class EMA:
         averages: decay -> the averages in the order of the parameters.
         num_updates: n.
 
-    Example:
+    Examples:
         >>> network = nn.Linear(2, 1)
         >>> ema = EMA(network.parameters(), decays=[0.999])
         >>> ema.update()  # after each step of the optimizer

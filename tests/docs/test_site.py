@@ -50,6 +50,7 @@ def test_mkdocs_builds_it_without_a_warning(tmp_path: Path) -> None:
     for file, text in html.items():
         if file.startswith("reference/"):
             explained = re.sub(r"<details class=.mkdocstrings-source.*?</details>", "", text, flags=re.S)
+            assert "<blockquote" not in explained, f"{file}: >>> outside of a section Examples"
             assert not re.findall(r":(?:math|class|func|meth|mod|data):.{20}|\.\. math", explained), file
     assert "{metrics}" not in html["reference/settings/index.html"]
     assert "<math" in html["reference/diffusion/index.html"]
