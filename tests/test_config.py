@@ -225,7 +225,10 @@ def test_an_unknown_setting_is_refused_with_the_nearest_that_exists(
     ("argv", "said"),
     [
         (["--training.steps", "many"], "training.steps was given 'many' and takes int"),
-        (["--training.optimizer", "sgd"], "training.optimizer was given 'sgd' and takes one of ['adam', 'adamw']"),
+        (
+            ["--training.optimizer", "sgd"],
+            "training.optimizer was given 'sgd' and takes one of ['adam', 'adamw', 'muon']",
+        ),
         (["--training.steps", "0"], "training.steps is 0 and must be at least 1"),
         (["--training.ema_decay", "1"], "training.ema_decay is 1.0 and must be at least 0 and below 1"),
         (["--training.label_dropout", "1"], "training.label_dropout is 1.0 and must be at least 0 and below 1"),

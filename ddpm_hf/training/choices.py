@@ -5,6 +5,7 @@ from typing import Final
 OPTIMIZERS: Final = {
     "adam": "ddpm_hf.training.optimization:adam",
     "adamw": "ddpm_hf.training.optimization:adamw",
+    "muon": "ddpm_hf.training.muon:muon",
 }
 """Optimizers: functions (parameters, `OptimizerOptions`) -> torch.optim.Optimizer."""
 

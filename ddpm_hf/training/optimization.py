@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 from ddpm_hf.data.sources import ImageSource
@@ -75,6 +77,19 @@ def check_fit(data: ImageSource, unet: UNet2DModel, scheduler: DDPMScheduler, tr
         label = None if config.num_class_embeds is None else torch.zeros(1, dtype=torch.int64)
         UNet2DModel.from_config(config)(
             torch.zeros(1, channels, height, width), torch.zeros(1, dtype=torch.int64), label
+        )
+
+
+def check_optimizer(training: TrainingConfig, accelerator: Accelerator) -> None:
+    """Check that the optimizer sees what it works on.
+
+    Raises:
+        ValueError: it takes whole matrices, and this run's are sharded.
+    """
+    if training.optimizer == "muon" and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "training.optimizer is muon, which orthogonalises whole matrices, and FSDP leaves each process a part; use "
+            "adam or adamw, or start the processes with configs/accelerate/multi_gpu.yaml"
         )
 
 

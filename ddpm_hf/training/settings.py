@@ -46,7 +46,7 @@ class TrainingConfig:
         steps: Optimizer steps.
         batch_size: Images per optimizer step, over all processes and accumulation steps together.
         gradient_accumulation_steps: Forward and backward passes per optimizer step, to save memory.
-        optimizer: adam, or adamw with decoupled weight decay.
+        optimizer: adam; adamw, with decoupled weight decay; or muon, which orthogonalises the momentum of matrices.
         learning_rate: Learning rate after the warm-up.
         betas: Decay rates of the optimizer's first and second moments.
         weight_decay: Weight decay of the optimizer.

@@ -36,7 +36,7 @@ from ddpm_hf.training.folder import refuse_to_replace
 from ddpm_hf.training.held_out import HeldOutLoss, held_out_images
 from ddpm_hf.training.idle import idle_settings, without_effect
 from ddpm_hf.training.needs import check_batch, check_needs
-from ddpm_hf.training.optimization import check_fit, make_optimizer, objective_of, prepare_network
+from ddpm_hf.training.optimization import check_fit, check_optimizer, make_optimizer, objective_of, prepare_network
 from ddpm_hf.training.publish import download_checkpoint
 from ddpm_hf.training.settings import Config
 
@@ -137,6 +137,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         unet.add_augment_embedding(NUM_LABELS)
     scheduler = DDPMScheduler(**config.diffusion)
     check_fit(data, unet, scheduler, training)
+    check_optimizer(training, accelerator)
     timesteps = timestep_sampler(training.timestep_sampling, len(scheduler), training.batch_size)
     has_classes = unet.config.num_class_embeds is not None
     batches = Batches(
