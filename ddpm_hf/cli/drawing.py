@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,10 +26,11 @@ from ddpm_hf.hub.repository import NOT_PUSHED, PushError, Repository
 from ddpm_hf.images import Display
 from ddpm_hf.launch import decided_by_main, each_on_its_own, environment, own_share, start_processes, usable_memory
 from ddpm_hf.lock import only_writer
-from ddpm_hf.manifest import FILE, check_same_settings, claim, weights_hash
+from ddpm_hf.manifest import FILE, check_same_settings, claim, read_manifest, weights_hash
 from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.pixels import EIGHT_BITS, TORCH
 from ddpm_hf.progress import Progress
+from ddpm_hf.sampling.compiling import NotCompiled, compile_for_drawing, is_worth_compiling, leave_uncompiled
 from ddpm_hf.sampling.denoising import SamplingOptions, image_shape, no_class_of, step_options_of
 from ddpm_hf.sampling.image_files import ImageFolder, sample_files
 from ddpm_hf.sampling.samplers import check_start, make_scheduler
@@ -76,8 +78,6 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
     pipe, commit = load_pipeline(config, accelerator)
     pipe.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
-    if config.compile:
-        pipe.unet.compile()
     seeds = range(config.seed, config.seed + config.num_images)
     labels = labels_of(config, pipe)
     settings: dict[str, Any] = {
@@ -97,6 +97,9 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         "show": config.show,
         "dtype": config.dtype,
     }
+    is_compiled = decided_by_main(accelerator, lambda: _is_to_be_compiled(config, pipe))
+    if is_compiled:
+        settings["compile"] = True
     if pipe.format != EIGHT_BITS:
         settings["pixels"] = pipe.format.to_dict()
     options = SamplingOptions(config.eta, config.guidance_scale, batch_size=config.batch_size)
@@ -110,6 +113,8 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         decided_by_main(accelerator, lambda: check_same_settings(config.output, settings))
         if not accelerator.is_main_process:
             return ""
+        if is_compiled:
+            _compiled(config, pipe, accelerator)
         pictures = show(config.show, pipe.unet, pipe.scheduler, seeds, labels, options, display)
         claim(config.output, settings, environment(accelerator))
         return save(pictures, config.output)
@@ -122,15 +127,20 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         files.remove_temporaries()
         missing = files.missing(seeds)
         check_room(config, int(missing.sum()), math.prod(shape) * TORCH[pipe.format.dtype].itemsize)
-        claim(config.output, settings, environment(accelerator))
         return missing
 
     missing = decided_by_main(accelerator, look)  # so that all share out the same batches
+    if is_compiled and missing.any() and not _compiled(config, pipe, accelerator):
+        is_compiled = False
+        del settings["compile"]
+    decided_by_main(accelerator, lambda: claim(config.output, settings, environment(accelerator)))
+    size = config.batch_size
     batches = [
-        seeds[start : start + config.batch_size]
-        for start in range(0, len(seeds), config.batch_size)
-        if missing[start : start + config.batch_size].any()
+        seeds[start : start + size] for start in range(0, len(seeds), size) if missing[start : start + size].any()
     ]
+    if is_compiled and len(seeds) > size:  # for batches of this size; what lies beyond the last seed is not kept
+        batches = [range(batch.start, batch.start + size) for batch in batches]
+        labels = None if labels is None else torch.cat([labels, labels[-1:].expand(size)])
     count = int(missing.sum())
 
     started = time.perf_counter()
@@ -145,6 +155,42 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         return f"all {len(seeds)} images were there"
     kept = f", {len(seeds) - count} were there" if count < len(seeds) else ""
     return f"{count} images made in {seconds:.1f} s ({count / seconds:.2f} images/s){kept}"
+
+
+def _is_to_be_compiled(config: SampleConfig, pipe: DDPMCustomPipeline) -> bool:
+    """Whether the settings say so, or else the folder's manifest, or else the amount of work."""
+    if config.compile != "auto":
+        return config.compile
+    begun = read_manifest(config.output)
+    if begun is not None:
+        return bool(begun["settings"].get("compile"))
+    passes = config.num_images * len(pipe.scheduler.timesteps) * (1 if config.guidance_scale == 1 else 2)
+    return config.show is None and is_worth_compiling(pipe.unet, passes)
+
+
+def _images_of_a_pass(config: SampleConfig) -> int:
+    """How many images go through the network at once: with guidance each does twice."""
+    return min(config.batch_size, config.num_images) * (1 if config.guidance_scale == 1 else 2)
+
+
+def _compiled(config: SampleConfig, pipe: DDPMCustomPipeline, accelerator: Accelerator) -> bool:
+    """Compile the network on all processes, or on none: whether that was done.
+
+    Raises:
+        NotCompiled: it cannot be, and was asked for.
+    """
+    try:
+        if accelerator.is_main_process and not config.quiet:
+            print("compiling the network", file=sys.stderr)
+        each_on_its_own(accelerator, lambda: compile_for_drawing(pipe.unet, _images_of_a_pass(config)))
+    except NotCompiled as error:
+        if config.compile is True:
+            raise ValueError(f"{error}; give --compile false") from error
+        leave_uncompiled(pipe.unet)
+        if accelerator.is_main_process:
+            print(f"Note: {error}, so it is used as it is.", file=sys.stderr)
+        return False
+    return True
 
 
 def _display(config: SampleConfig, pipe: DDPMCustomPipeline, channels: int) -> Display:

@@ -55,7 +55,9 @@ class SampleConfig:
         hub_private_repo: Make the data set private when it is created.
         hub_license: License of the images, for the card of the data set.
         dtype: Floating-point type of the network.
-        compile: Compile the network with torch.compile.
+        compile: Compile the network with torch.compile, in channels_last: true, false, or auto, which is true where all
+            images together take so long that it pays. An image's last bits can depend on it; a folder is finished as
+            it was begun.
         threads: CPU threads of each process; null divides the usable cores among the processes of this machine.
         quiet: Do not tell how far it is: no bar in a terminal, and no lines where there is none.
     """
@@ -80,7 +82,7 @@ class SampleConfig:
     hub_private_repo: bool = False
     hub_license: str = "apache-2.0"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     threads: int | None = None
     quiet: bool = False
 
