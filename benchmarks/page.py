@@ -11,6 +11,7 @@ from benchmarks.record import RESULTS, Bar, table
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 SUITES = (
     "unet",
+    "inference",
     "sampling",
     "loop",
     "allocator",
