@@ -22,16 +22,25 @@ def local_folder(model: str, revision: str | None, accelerator: Accelerator) -> 
         ValueError: it cannot be downloaded, in one sentence.
     """
 
-    def download(revision: str | None) -> Path:
-        check_local_folder(Path(model))
-        if Path(model).exists():
-            return Path(model)
+    def from_hub(revision: str | None) -> Path:
         with told_in_one_sentence(model):
             folder = Path(DDPMCustomPipeline.download(model, revision=revision))
             variant = None if any(network_in(folder).glob("*.safetensors")) else _only_variant(model, folder.name)
             if variant is not None:
                 folder = Path(DDPMCustomPipeline.download(model, revision=folder.name, variant=variant))
             return folder
+
+    def download(revision: str | None) -> Path:
+        check_local_folder(Path(model))
+        if Path(model).exists():
+            return Path(model)
+        try:
+            return from_hub(revision)
+        except OSError as error:
+            if revision is not None or error.errno is not None:
+                raise
+            # The id may be a folder's name, mistyped.
+            raise OSError(f"{error} (nor is there a folder {model} on this machine)") from error
 
     folder = decided_by_main(accelerator, lambda: download(revision))
     if folder == Path(model):

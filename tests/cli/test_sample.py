@@ -27,6 +27,7 @@ from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.pixels import EIGHT_BITS
 from ddpm_hf.sampling.image_files import sample_files
 from ddpm_hf.sampling.samplers import SAMPLERS
+from ddpm_hf.training.downloads import local_folder
 from tests.networks import TWO_LEVELS
 from tests.runs import Started
 
@@ -317,3 +318,10 @@ def test_no_class_is_not_a_class_to_guide_to(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", num_class_embeds=3)
     said = refusal(model, tmp_path / "a", "--class_labels", "0-2", "--guidance_scale", 2)
     assert 'has classes 0 to 1, and one more for "no class"' in said
+
+
+def test_a_mistyped_folder_is_not_only_blamed_on_the_hub() -> None:
+    with pytest.raises(OSError, match=r"runs/digts cannot be asked for.*nor is there a folder runs/digts on this"):
+        local_folder("runs/digts", None, Accelerator())
+    with pytest.raises(OSError, match=r"as HF_HUB_OFFLINE is set; unset it$"):
+        local_folder("me/digits", "v1", Accelerator())
