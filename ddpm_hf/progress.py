@@ -132,4 +132,6 @@ def duration(seconds: float) -> str:
     """A time, for a person to read."""
     if seconds < 100:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6_000:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3_600:.1f} h" if seconds < 360_000 else f"{seconds / 86_400:.1f} days"

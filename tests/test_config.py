@@ -245,6 +245,10 @@ def test_an_unknown_setting_is_refused_with_the_nearest_that_exists(
         (["--model.layers_per_block", "0"], "model.layers_per_block=0 must be 1 or more"),
         (["--model.in_channels", "2"], "model.out_channels is 1 and must be 2 for model.in_channels 2"),
         (["--model.sample_size", "9"], "model.sample_size is 9 and must be a multiple of"),
+        (
+            ["--data.resolution", "9", "--model.sample_size", "9"],
+            "data.resolution is 9 and must be a multiple of 2, as model.block_out_channels has 2 levels",
+        ),
         (["--diffusion.num_train_timesteps", "0"], "diffusion.num_train_timesteps=0 must be 1 or more"),
         (["--diffusion.beta_schedule", "cosine"], "diffusion.beta_schedule='cosine' must be one of linear"),
         (["--diffusion.prediction_type", "x0"], "diffusion.prediction_type='x0' must be one of epsilon"),

@@ -84,7 +84,13 @@ def test_a_notebook_counts_as_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_times_and_rates_are_for_people() -> None:
-    assert [duration(seconds) for seconds in (0.04, 99, 150, 9000)] == ["0.0 s", "99.0 s", "2.5 min", "2.5 h"]
+    assert [duration(seconds) for seconds in (0.04, 99, 150, 9000, 8e6)] == [
+        "0.0 s",
+        "99.0 s",
+        "2.5 min",
+        "2.5 h",
+        "92.6 days",
+    ]
     assert [rate(value, "image") for value in (0.01234, 12.34, 12345)] == [
         "0.0123 images/s",
         "12.3 images/s",

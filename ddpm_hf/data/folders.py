@@ -93,7 +93,11 @@ class FolderOfImages:
         """What is left out, counted, such as "3 .txt, 1 hidden"; empty for nothing."""
         files = Counter(PurePosixPath(path).suffix.lower() for path in (*self.archives, *self.arrays))
         kinds = sorted((self.others + files).items())
-        return ", ".join([*more, *(f"{count} {kind}" for kind, count in kinds)])
+        return ", ".join([*more, *(f"{count} {kind}{UNREADABLE.get(kind, '')}" for kind, count in kinds)])
+
+
+UNREADABLE = dict.fromkeys((".heic", ".heif"), " (save as JPEG)")
+"""What to do about images of cameras that Pillow does not read."""
 
 
 def list_folder(folder: Path) -> FolderOfImages:

@@ -19,6 +19,8 @@ from ddpm_hf.training.setup import build
 STEPS = 3
 """The first is slower than all others, the rest are timed."""
 IMAGES = 8
+INFERENCE_STEPS = 5
+"""At most; the time of an image is in proportion to them."""
 
 
 def shortened(config: Config, folder: Path) -> Config:
@@ -33,7 +35,13 @@ def shortened(config: Config, folder: Path) -> Config:
         training=replace(
             config.training, steps=STEPS, log_every=1, checkpoint_every=None, sample_every=None, trackers=[]
         ),
-        evaluation=replace(config.evaluation, num_images=IMAGES, grid_images=IMAGES, every=None),
+        evaluation=replace(
+            config.evaluation,
+            num_images=IMAGES,
+            grid_images=IMAGES,
+            every=None,
+            num_inference_steps=min(INFERENCE_STEPS, config.evaluation.num_inference_steps),
+        ),
     )
 
 
@@ -48,6 +56,8 @@ def dry_run(config: Config, accelerator: Accelerator, train: Callable[[Run], Non
     check_folder(config.output_dir)
     place = config.output_dir.resolve()
     folder = place.with_name(f".{place.name}.dry_run")
+    if accelerator.is_main_process and not config.quiet:
+        print(f"A dry run of {STEPS} steps, one save and {IMAGES} images", flush=True)
     with only_writer(folder, accelerator):
         try:
             run = Run(build(shortened(config, folder), accelerator))
@@ -81,12 +91,13 @@ def cost_of(config: Config, folder: Path, seconds: dict[str, float], processes: 
     grids = training.steps // training.sample_every if training.sample_every else 0
     rounds = 1 + (training.steps // evaluation.every if evaluation.every else 0)
     images = grids * evaluation.grid_images + rounds * evaluation.num_images
-    image = seconds["sampling"] / IMAGES
+    passes = evaluation.num_inference_steps / min(INFERENCE_STEPS, evaluation.num_inference_steps)
+    image = seconds["sampling"] / IMAGES * passes
     total = training.steps * step + saves * seconds["saving"] + images * image + rounds * seconds["scoring"]
     kept = min(saves, training.checkpoints_total_limit)
     return "\n".join(
         [
-            f"Dry run: {STEPS} steps, one save, {IMAGES} images; nothing of it is left. The full run would take about",
+            f"After {STEPS} steps, one save and {IMAGES} images, of which nothing is left: the full run takes about",
             f"  training   {duration(training.steps * step):>12}   {training.steps} steps of {step:.3g} s",
             f"  saving     {duration(saves * seconds['saving']):>12}   {saves} checkpoint(s) of {size / 2**20:.0f} "
             f"MiB; {kept} kept, {kept * size / 2**20:.0f} MiB",

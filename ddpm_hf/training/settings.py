@@ -336,7 +336,8 @@ class Config:
         sides = size if isinstance(size, list | tuple) else (size or 0,)
         patches = "" if self.model["patch_size"] == 1 else f" and model.patch_size is {self.model['patch_size']}"
         expected = f"a multiple of {factor}, as model.block_out_channels has {levels} levels{patches}"
-        check(all(side % factor == 0 for side in sides), "model.sample_size", size, expected)
+        origin = "data.resolution" if size == self.data.resolution else "model.sample_size"
+        check(all(side % factor == 0 for side in sides), origin, size, expected)
         dropout, classes = self.training.label_dropout, self.model["num_class_embeds"]
         expected = "0, or model.num_class_embeds must be given"
         check(dropout == 0 or classes is not None, "training.label_dropout", dropout, expected)

@@ -141,6 +141,10 @@ def test_folders_without_a_clear_set_of_images_are_refused(tmp_path: Path) -> No
     for read in (load, load_images):
         with pytest.raises(ValueError, match=r"holds no images, only 2 \.txt, 1 hidden"):
             read(folder)
+    phone = write(tmp_path / "phone", "a.HEIC", "b.heic", "c.mov")
+    for read in (load, load_images):
+        with pytest.raises(ValueError, match=r"holds no images, only 2 \.heic \(save as JPEG\), 1 \.mov"):
+            read(phone)
     mixed = write(tmp_path / "mixed", "a.png", "b.png", "sub/extra.parquet")
     for read in (load, load_images):
         with pytest.raises(ValueError, match=r"holds 2 images and 1 table\(s\) \(sub/extra\.parquet\)"):

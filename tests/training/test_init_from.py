@@ -444,7 +444,7 @@ def test_a_dry_run_starts_there_too(tmp_path: Path) -> None:
     base = saved(tmp_path / "base", block_out_channels=(8, 8), layers_per_block=1, attention_head_dim=None)
     status, said = ended(tmp_path / "run", "--init_from", base, "--dry_run", "--diffusion.prediction_type", "epsilon")
     assert status == 0, said
-    assert "Dry run: 3 steps" in said
+    assert "After 3 steps, one save and 8 images" in said
     assert "was trained with another process (prediction_type 'v_prediction', now 'epsilon')" in said
     assert not (tmp_path / "run").exists()
 
