@@ -40,6 +40,7 @@ class RePaintPipeline(ddpm_hf.DDPMCustomPipeline):
         jump_length: int = 10,
         num_resamplings: int = 10,
         output_type: str = "pil",
+        class_labels: Tensor | None = None,
     ) -> ImagePipelineOutput:
         """Paint.
 
@@ -51,6 +52,7 @@ class RePaintPipeline(ddpm_hf.DDPMCustomPipeline):
             jump_length: j, steps that each jump goes back up.
             num_resamplings: r, times that each stretch of j steps is gone down; 1 is none again.
             output_type: `pil`, or `pt` (B, C, H, W) in [0, 1].
+            class_labels: int64 (B,), for a class-conditional model.
         """
         known = images.to(self._execution_device, self.unet.dtype)
         mask = mask.to(known.device)
@@ -68,7 +70,7 @@ class RePaintPipeline(ddpm_hf.DDPMCustomPipeline):
                 x = (kept.sqrt() * x + (1 - kept).sqrt() * noise_like(x, generator)).to(x.dtype)
                 continue
             options = {"eta": 1.0, "use_clipped_model_output": True, "generator": generator}
-            painted = self.scheduler.step(denoiser.output(x, t), t, x, **options).prev_sample
+            painted = self.scheduler.step(denoiser.output(x, t, class_labels), t, x, **options).prev_sample
             x = torch.where(mask, painted, diffusion.q_sample(known, s, noise_like(known, generator)))
         pixels = ddpm_hf.images.to_unit_range(x) if output_type == "pt" else ddpm_hf.images.to_uint8(x)
         return ImagePipelineOutput(images=pixels if output_type == "pt" else ddpm_hf.images.to_pil(pixels))

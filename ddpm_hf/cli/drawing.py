@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 
-from ddpm_hf.cli.sample import SampleConfig, classes_of
+from ddpm_hf.cli.sample import SampleConfig
 from ddpm_hf.cli.show import save, show
 from ddpm_hf.command_line import fail
 from ddpm_hf.files import check_writable
@@ -31,9 +31,9 @@ from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.pixels import EIGHT_BITS, TORCH
 from ddpm_hf.progress import Progress
 from ddpm_hf.sampling.compiling import NotCompiled, compile_for_drawing, is_worth_compiling, leave_uncompiled
-from ddpm_hf.sampling.denoising import SamplingOptions, image_shape, no_class_of, step_options_of
+from ddpm_hf.sampling.denoising import image_shape
 from ddpm_hf.sampling.image_files import ImageFolder, sample_files
-from ddpm_hf.sampling.samplers import check_start, make_scheduler
+from ddpm_hf.sampling.plan import planned
 from ddpm_hf.training.downloads import local_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -78,15 +78,16 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
     pipe, commit = load_pipeline(config, accelerator)
     pipe.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
-    seeds = range(config.seed, config.seed + config.num_images)
-    labels = labels_of(config, pipe)
+    plan = planned(config.request(), pipe.unet, pipe.scheduler, config.model)  # before anything is written
+    pipe.register_modules(scheduler=plan.scheduler)  # so that the pipeline knows it as its own
+    seeds, labels, options = plan.request.seeds, plan.labels, replace(plan.options, batch_size=config.batch_size)
     settings: dict[str, Any] = {
         "model": config.model,
         "revision": commit or config.revision,
         "weights_sha256": weights_hash(pipe.unet),
         "unet": _plain(pipe.unet.config),
         "scheduler": {"class": type(pipe.scheduler).__name__, **_plain(pipe.scheduler.config)},
-        "timesteps": _timesteps(pipe, config.num_inference_steps),
+        "timesteps": [float(t) for t in plan.scheduler.timesteps],
         "eta": config.eta,
         "class_labels": config.class_labels,
         "guidance_scale": config.guidance_scale,
@@ -102,9 +103,6 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
         settings["compile"] = True
     if pipe.format != EIGHT_BITS:
         settings["pixels"] = pipe.format.to_dict()
-    options = SamplingOptions(config.eta, config.guidance_scale, batch_size=config.batch_size)
-    step_options_of(pipe.scheduler, options)  # refuses one that the scheduler lacks, before anything is written
-    check_start(pipe.scheduler)
     shape = image_shape(pipe.unet)
     if config.show is not None:
         display = _display(config, pipe, shape[0])
@@ -233,44 +231,10 @@ def check_room(config: SampleConfig, count: int, raw: int) -> None:
 
 
 def load_pipeline(config: SampleConfig, accelerator: Accelerator) -> tuple[DDPMCustomPipeline, str | None]:
-    """The pipeline with the wanted scheduler, and the commit it came from, for a model on the Hub."""
+    """The pipeline, and the commit it came from, for a model on the Hub."""
     folder, commit = local_folder(config.model, config.revision, accelerator)
     pipe = DDPMCustomPipeline.from_pretrained(folder, dtype=DTYPES[config.dtype])
-    own = pipe.scheduler.config
-    if config.scheduler is not None:
-        scheduler = make_scheduler(own, config.scheduler, config.timestep_spacing)
-    elif config.timestep_spacing is not None:
-        scheduler = type(pipe.scheduler).from_config(own, timestep_spacing=config.timestep_spacing)
-    else:
-        return pipe, commit
-    pipe.register_modules(scheduler=scheduler)  # so that the pipeline knows it as its own
     return pipe, commit
-
-
-def labels_of(config: SampleConfig, pipe: DDPMCustomPipeline) -> torch.Tensor | None:
-    """The class of each image, int64 ``(num_images,)``; None for a model without classes.
-
-    Raises:
-        ValueError: the classes given do not fit the model.
-    """
-    num_classes = pipe.unet.config.num_class_embeds
-    if num_classes is None:
-        if config.class_labels is not None:
-            raise ValueError(f"class_labels is {config.class_labels!r}, but {config.model} knows no classes")
-        return None
-    if config.class_labels is None:
-        raise ValueError(
-            f"{config.model} knows {num_classes} classes; say which to draw, in turn, such as --class_labels "
-            f"0-{num_classes - 1}"
-        )
-    classes = classes_of(config.class_labels)
-    has_no_class = config.guidance_scale != 1
-    last = no_class_of(pipe.unet) - 1 if has_no_class else num_classes - 1
-    if max(span[-1] for span in classes) > last:
-        beside = ', and one more for "no class"' if has_no_class else ""
-        raise ValueError(f"class_labels is {config.class_labels!r}, and the model has classes 0 to {last}{beside}")
-    in_turn = [label for span in classes for label in span]
-    return torch.tensor(in_turn)[torch.arange(config.num_images) % len(in_turn)]
 
 
 def _draw(
@@ -303,11 +267,6 @@ def _draw(
             told.advance(len(wanted) * accelerator.num_processes)
         for written in writing:
             written.result()
-
-
-def _timesteps(pipe: DDPMCustomPipeline, num_inference_steps: int) -> list[float]:
-    pipe.scheduler.set_timesteps(num_inference_steps)
-    return [float(t) for t in pipe.scheduler.timesteps]
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -8,20 +8,17 @@ draws the images that are missing.
 """
 
 import sys
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final, Literal
 
 from ddpm_hf.command_line import ending_in_one_sentence, parse_settings
-from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
-from ddpm_hf.sampling.samplers import SamplerName, check_sampler
-from ddpm_hf.settings import ColourMap, check, check_seed
+from ddpm_hf.sampling.request import MOST_IMAGES, Request
+from ddpm_hf.sampling.samplers import SamplerName
+from ddpm_hf.settings import ColourMap, check
 
 PICTURES: Final = {"denoising": range(1, 17), "interpolation": range(2, 17), "grid": range(1, 1025)}
 """Each picture of ``--show`` with the numbers of images that it may have."""
-
-MOST_IMAGES: Final = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -87,19 +84,10 @@ class SampleConfig:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "batch_size", "num_inference_steps"):
-            value = getattr(self, name)
-            check(1 <= value <= MOST_IMAGES, name, value, f"at least 1, and at most {MOST_IMAGES:,}")
-        check_seed("seed", self.seed, self.num_images)
+        self.request()  # which refuses what is wrong in it
+        expected = f"at least 1, and at most {MOST_IMAGES:,}"
+        check(1 <= self.batch_size <= MOST_IMAGES, "batch_size", self.batch_size, expected)
         check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
-        check(0 <= self.eta <= 1, "eta", self.eta, "from 0 to 1")
-        check(isfinite(self.guidance_scale), "guidance_scale", self.guidance_scale, "a finite number")
-        is_known = self.timestep_spacing is None or self.timestep_spacing in TIMESTEP_SPACINGS
-        check(is_known, "timestep_spacing", self.timestep_spacing, f"one of {', '.join(TIMESTEP_SPACINGS)}")
-        if self.class_labels is not None:
-            classes_of(self.class_labels)
-        if self.scheduler is not None:
-            check_sampler(self.scheduler, self.timestep_spacing, self.eta, self.num_inference_steps)
         if self.show is not None:
             self._check_picture(self.show)
         for name in ("shown_channels", "colour_map"):
@@ -107,6 +95,14 @@ class SampleConfig:
             check(value is None or self.show is not None, name, value, "null without --show, which draws pictures")
         if self.push_to_hub is not None and self.format != "parquet":
             raise ValueError(f"push_to_hub takes a data set, and format is {self.format}; give --format parquet")
+
+    def request(self) -> Request:
+        """What is drawn, and how.
+
+        Raises:
+            ValueError: a value is wrong.
+        """
+        return Request(**{field.name: getattr(self, field.name) for field in fields(Request)})
 
     def _check_picture(self, kind: str) -> None:
         """See that a picture has a size that can be looked at."""
@@ -118,29 +114,6 @@ class SampleConfig:
                 f"num_images is {self.num_images} and must be from {sizes[0]} to {sizes[-1]} with show {kind}; "
                 "give --num_images"
             )
-
-
-def classes_of(text: str) -> list[range]:
-    """Classes as they are typed, such as 3, or 1,4,7, or 0-9: a range for each part.
-
-    Raises:
-        ValueError: it has another form, or names more classes than any model has.
-    """
-    spans = [part.strip().partition("-") for part in text.split(",")]
-    if not all(first.isdecimal() and (last.isdecimal() or not dash) for first, dash, last in spans):
-        raise ValueError(f"class_labels is {text!r} and takes a form like 3, 1,4,7 or 0-9")
-    ends = [(_class_of(first), _class_of(last or first)) for first, _, last in spans]
-    for first, last in ends:
-        if not first <= last <= LAST_CLASS:
-            raise ValueError(f"class_labels is {text[:80]!r}, and a range goes up, to {LAST_CLASS:,} at most")
-    return [range(first, last + 1) for first, last in ends]
-
-
-def _class_of(digits: str) -> int:
-    return int(digits) if len(digits) < 20 else LAST_CLASS + 1
-
-
-LAST_CLASS: Final = 10_000_000
 
 
 @ending_in_one_sentence()

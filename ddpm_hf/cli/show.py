@@ -15,7 +15,6 @@ from ddpm_hf.sampling.pictures import (
     interpolation,
     save_gif,
 )
-from ddpm_hf.sampling.samplers import sampler_of
 
 
 def show(
@@ -46,11 +45,6 @@ def show(
         images = sample_images(unet, scheduler, seeds, options, class_labels=labels)
         return {"grid.png": [image_grid(as_pictures(images, display), scale=scale_of(images))]}
     if kind == "interpolation":
-        sampler = sampler_of(scheduler)
-        if sampler is None or sampler.is_stochastic or options.eta:
-            raise ValueError(
-                "show interpolation needs a sampler without noise of its own; give --scheduler ddim --eta 0"
-            )
         return {"interpolation.png": [interpolation(unet, scheduler, seeds, options, labels, display=display)]}
     path = denoising_path(unet, scheduler, seeds, options, labels)
     strip, frames = denoising_strip(*path, display=display), denoising_frames(*path, display)

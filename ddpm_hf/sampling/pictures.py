@@ -13,8 +13,8 @@ from torch import Tensor
 from ddpm_hf.files import written_whole
 from ddpm_hf.images import PLAIN, Display, as_pictures, image_grid, scale_of, to_uint8
 from ddpm_hf.randomness import generators_of
-from ddpm_hf.sampling.denoising import DEFAULT, SamplingOptions, denoise, image_shape, slerp
-from ddpm_hf.sampling.samplers import check_start
+from ddpm_hf.sampling.denoising import DEFAULT, OnStep, SamplingOptions, denoise, image_shape, slerp
+from ddpm_hf.sampling.samplers import check_start, sampler_of
 
 
 def denoising_path(
@@ -106,17 +106,53 @@ def interpolation(
         class_labels: int64, one for each seed; a row has that of its first.
         columns: images in a row, both ends included.
         display: which channels are shown.
+
+    Raises:
+        ValueError: as `walk`.
     """
-    check_start(scheduler)
-    noise = _noise(unet, generators_of(seeds))
-    shares = torch.linspace(0, 1, columns)
-    rows = [torch.stack([slerp(start, end, share) for share in shares]) for start, end in pairwise(noise)]
-    labels = [None] * len(rows) if class_labels is None else [label.expand(columns) for label in class_labels[:-1]]
-    images = [
-        to_uint8(denoise(unet, scheduler, row, options, class_labels=label))
-        for row, label in zip(rows, labels, strict=True)
+    pairs = list(pairwise(seeds))
+    labels = [None] * len(pairs) if class_labels is None else class_labels[:-1]
+    rows = [
+        to_uint8(walk(unet, scheduler, torch.linspace(0, 1, columns), pair, options, label))
+        for pair, label in zip(pairs, labels, strict=True)
     ]
-    return image_grid(as_pictures(torch.cat(images), display), columns, scale_of(noise))
+    return image_grid(as_pictures(torch.cat(rows), display), columns, scale_of(rows[0]))
+
+
+def walk(
+    unet: Any,
+    scheduler: Any,
+    shares: Tensor,
+    seeds: tuple[int, int],
+    options: SamplingOptions = DEFAULT,
+    class_label: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """The images on the way from one seed to another; see `interpolation`.
+
+    Args:
+        unet: the network.
+        scheduler: a deterministic one, with its timesteps set.
+        shares: (B,) of the way, each from 0 to 1.
+        seeds: the first and the last.
+        options: as in `denoise`.
+        class_label: int64, of one class; None for a model without any.
+        on_step: as in `denoise`.
+
+    Returns:
+        (B, C, H, W) of about [-1, 1].
+
+    Raises:
+        ValueError: the sampler adds noise on the way, so that neighbours would not look alike.
+    """
+    sampler = sampler_of(scheduler)
+    if sampler is None or sampler.is_stochastic or options.eta:
+        raise ValueError("show interpolation needs a sampler without noise of its own; give --scheduler ddim --eta 0")
+    check_start(scheduler)
+    start, end = _noise(unet, generators_of(seeds))
+    noise = torch.stack([slerp(start, end, share) for share in shares])
+    labels = None if class_label is None else class_label.expand(len(shares))
+    return denoise(unet, scheduler, noise, options, class_labels=labels, on_step=on_step)
 
 
 def save_gif(

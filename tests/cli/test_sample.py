@@ -22,10 +22,12 @@ from torch import Tensor
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, UNet2DModel
 from ddpm_hf.cli import drawing, sample
 from ddpm_hf.cli.drawing import check_room
-from ddpm_hf.cli.sample import SampleConfig, classes_of
+from ddpm_hf.cli.sample import SampleConfig
 from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.pixels import EIGHT_BITS
 from ddpm_hf.sampling.image_files import sample_files
+from ddpm_hf.sampling.plan import planned
+from ddpm_hf.sampling.request import classes_of
 from ddpm_hf.sampling.samplers import SAMPLERS
 from ddpm_hf.training.downloads import local_folder
 from tests.networks import TWO_LEVELS
@@ -193,6 +195,7 @@ def test_every_scheduler_draws_each_batch_from_a_fresh_start(model: Path, name: 
     def images(batch_size: int) -> Tensor:
         config = sample.SampleConfig(str(model), Path("unused"), scheduler=name)
         pipe, _ = drawing.load_pipeline(config, Accelerator(cpu=True))
+        pipe.register_modules(scheduler=planned(config.request(), pipe.unet, pipe.scheduler, "it").scheduler)
         pipe.set_progress_bar_config(disable=True)
         seeds = [range(start, start + batch_size) for start in range(0, 4, batch_size)]
         return torch.cat([pipe(seeds=part, num_inference_steps=5, output_type="uint8").images for part in seeds])
