@@ -26,6 +26,7 @@ HEAVY = [
     "scipy",
     "numpy",
     "PIL",
+    "gradio",
 ]
 # Each command with settings that are wrong by their values, not by their names.
 COMMANDS = {
@@ -34,6 +35,7 @@ COMMANDS = {
     "ddpm_hf.cli.sample": ["--model", "m", "--output", "o", "--seed", "-1"],
     "ddpm_hf.cli.evaluate": ["--reference", "r", "--output", "o"],
     "ddpm_hf.cli.convert": ["a.pt", "b", "--sample_size", "0"],
+    "ddpm_hf.cli.demo": ["runs/digits", "--port", "0"],
     "ddpm_hf.cli.push": ["no_such_folder", "me/name"],
     "ddpm_hf.toy.__main__": ["--steps", "0"],
 }

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ddpm_hf import DDIMScheduler, DDPMScheduler, UNet2DModel
+from ddpm_hf.cli.demo import DemoConfig
 from ddpm_hf.cli.evaluate import EvaluateConfig
 from ddpm_hf.cli.sample import SampleConfig
 from ddpm_hf.command_line import parse_config
@@ -119,6 +120,7 @@ def test_every_setting_of_a_run_works_or_is_refused_by_name(name: str, config: C
 COMMANDS = {
     SampleConfig: {"model": "m", "output": Path("o")},
     EvaluateConfig: {"reference": "digits", "output": Path("o"), "samples": "s", "metrics": ["fid"]},
+    DemoConfig: {"model": "m"},
     ToyConfig: {},
 }
 

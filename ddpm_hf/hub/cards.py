@@ -105,7 +105,7 @@ def model_card(subject: Subject, present: str | None) -> str:
         "training": _training(subject),
         "limits": _limits(subject),
     }
-    return _merged(ModelCard, data, {name: text for name, text in sections.items() if text}, present)
+    return merged(ModelCard, data, {name: text for name, text in sections.items() if text}, present)
 
 
 def dataset_card(repository: str, manifest: dict[str, Any], license: str, present: str | None) -> str:
@@ -142,10 +142,15 @@ def dataset_card(repository: str, manifest: dict[str, Any], license: str, presen
         "limits": "## Limits\n\nThe images have the gaps and biases of the model and of the data that it learned from, "
         "and may repeat some of these. Do not mix them unmarked into data that are to stand for the world.\n",
     }
-    return _merged(DatasetCard, data, sections, present)
+    return merged(DatasetCard, data, sections, present)
 
 
-def _merged(kind: type[RepoCard], data: CardData, sections: dict[str, str], present: str | None) -> str:
+def merged(kind: type[RepoCard], data: CardData, sections: dict[str, str], present: str | None) -> str:
+    """A card of these metadata and sections, in which what a user has written stays.
+
+    Raises:
+        ValueError: the README that is there has metadata that cannot be read.
+    """
     if present is None or not present.strip():
         blocks = "\n".join(_block(name, text) for name, text in sections.items())
         return f"---\n{data.to_yaml()}\n---\n\n{blocks}"

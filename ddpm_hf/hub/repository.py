@@ -55,7 +55,7 @@ class PushError(Exception):
 
 @dataclass(frozen=True)
 class Repository:
-    """A model or data set on the Hub that is written to.
+    """A model, data set or Space on the Hub that is written to.
 
     Args:
         id: OWNER/NAME.
@@ -68,7 +68,7 @@ class Repository:
     """
 
     id: str
-    kind: Literal["model", "dataset"] = "model"
+    kind: Literal["model", "dataset", "space"] = "model"
     private: bool = False
     token: str | None = field(default=None, repr=False)
 
@@ -99,8 +99,8 @@ class Repository:
         api = api_of(self.token)
         _try_often(lambda: api.auth_check(self.id, repo_type=self.kind, write=True), self.id, AT_THE_START)
         # The file that tells ours, and what may be there without it.
-        ours = "model_index.json" if self.kind == "model" else "manifest.json"
-        harmless = (".gitattributes", "*.md", "LICENSE*", "*.py", "*.png")
+        ours = {"model": "model_index.json", "dataset": "manifest.json", "space": "ddpm_hf/demo/page.py"}[self.kind]
+        harmless = [".gitattributes", "*.md", "LICENSE*", "*.png", *(["*.py"] if self.kind != "space" else [])]
         strangers = [name for name in files if not any(fnmatch(name, pattern) for pattern in harmless)]
         if strangers and ours not in files:
             raise PushError(
@@ -117,7 +117,8 @@ class Repository:
         try:
             return list(api.list_repo_files(self.id, repo_type=self.kind))
         except RepositoryNotFoundError:
-            api.create_repo(self.id, repo_type=self.kind, private=self.private or None, exist_ok=True)
+            sdk = "gradio" if self.kind == "space" else None
+            api.create_repo(self.id, repo_type=self.kind, private=self.private or None, exist_ok=True, space_sdk=sdk)
             return []
 
     def commit(

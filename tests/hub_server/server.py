@@ -106,6 +106,9 @@ class Hub:
     def dataset(self, name: str) -> Repository:
         return self.repositories["datasets", name]
 
+    def space(self, name: str) -> Repository:
+        return self.repositories["spaces", name]
+
     def asked(self, pattern: str) -> list[str]:
         """The requests that match."""
         return [request for request in self.requests if re.search(pattern, request)]
@@ -218,17 +221,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create(self, account: Account | None) -> Callable[[], None]:
         asked = json.loads(self.body)
-        kind = {"dataset": "datasets"}.get(asked.get("type"), "models")
+        kind = {"dataset": "datasets", "space": "spaces"}.get(asked.get("type"), "models")
         if account is None:
             raise Refusal(401, "Invalid username or password.")
         owner = asked.get("organization") or account.user
         name = f"{owner}/{asked['name']}"
-        content = {"url": f"{self.server.hub.url}/{'' if kind == 'models' else 'datasets/'}{name}", "name": name}
+        content = {"url": f"{self.server.hub.url}/{'' if kind == 'models' else f'{kind}/'}{name}", "name": name}
         if not account.can_write or owner != account.user:
             raise Refusal(403, f"You don't have the rights to create a {kind[:-1]} under the namespace {owner!r}")
         if (kind, name) in self.server.hub.repositories:
             raise Refusal(409, "You already created this repo", **content)
-        self.server.hub.add(name, kind, private=asked.get("visibility") == "private" or asked.get("private") is True)
+        if kind == "spaces" and asked.get("sdk") != "gradio":
+            raise Refusal(400, "A Space needs an sdk")
+        private = asked.get("visibility") == "private" or asked.get("private") is True
+        files = {"README.md": NEW_SPACE.encode()} if kind == "spaces" else None
+        self.server.hub.add(name, kind, files, private=private)
         return lambda: self._json(content)
 
     def validate_yaml(self, account: Account | None) -> Callable[[], None]:
@@ -293,7 +300,7 @@ class _Handler(BaseHTTPRequestHandler):
         return lambda: self._json({"files": files})
 
     def lfs_batch(self, account: Account | None, prefix: str, name: str) -> Callable[[], None]:
-        kind = "datasets" if prefix else "models"
+        kind = prefix.rstrip("/") or "models"
         repository = self._repository(account, kind, name, "write")
         objects = []
         for asked in json.loads(self.body)["objects"]:
@@ -333,7 +340,7 @@ class _Handler(BaseHTTPRequestHandler):
     def resolve(
         self, account: Account | None, prefix: str | None, name: str, revision: str, path: str
     ) -> Callable[[], None]:
-        repository = self._repository(account, "datasets" if prefix else "models", name, "read")
+        repository = self._repository(account, (prefix or "models").rstrip("/"), name, "read")
         key, commit = self._commit(repository, revision)
         file = commit.files.get(path)
         headers = {"X-Repo-Commit": key}
@@ -380,8 +387,23 @@ def _faults_of_card(data: dict[str, Any]) -> Iterator[str]:
                     yield '"model-index" has a metric without type or value'
 
 
+NEW_SPACE = """---
+title: New
+emoji: 🌍
+colorFrom: red
+colorTo: blue
+sdk: gradio
+sdk_version: 1.2.3
+app_file: app.py
+pinned: false
+---
+
+Check out the configuration reference at https://huggingface.co/docs/hub/spaces-config-reference
+"""
+"""README.md of a Space that has just been created."""
+
 _R = r"([\w.-]+/[\w.-]+)"
-_API = rf"/api/(models|datasets)/{_R}"
+_API = rf"/api/(models|datasets|spaces)/{_R}"
 _ROUTES: list[tuple[str, Callable[..., Callable[[], None]]]] = [
     (r"POST /api/repos/create", _Handler.create),
     (r"POST /api/validate-yaml", _Handler.validate_yaml),
@@ -391,8 +413,8 @@ _ROUTES: list[tuple[str, Callable[..., Callable[[], None]]]] = [
     (rf"POST {_API}/branch/(.+)", _Handler.branch),
     (rf"POST {_API}/preupload/(.+)", _Handler.preupload),
     (rf"POST {_API}/commit/(.+)", _Handler.commit),
-    (rf"POST /(datasets/|){_R}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
-    (rf"PUT /lfs/(models|datasets)/{_R}/(\w+)", _Handler.lfs_upload),
-    (rf"POST /lfs/(models|datasets)/{_R}/(\w+)/verify", _Handler.lfs_verify),
-    (rf"(?:GET|HEAD) /(datasets/)?{_R}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    (rf"POST /(datasets/|spaces/|){_R}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    (rf"PUT /lfs/(models|datasets|spaces)/{_R}/(\w+)", _Handler.lfs_upload),
+    (rf"POST /lfs/(models|datasets|spaces)/{_R}/(\w+)/verify", _Handler.lfs_verify),
+    (rf"(?:GET|HEAD) /(datasets/|spaces/)?{_R}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]
