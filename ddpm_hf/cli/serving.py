@@ -33,6 +33,8 @@ def serve(config: DemoConfig, source: Source) -> None:
         ValueError: the address or the port cannot be used.
     """
     _check_address(config.host, config.port or 0)
+    if source.run is None:
+        source.model()  # what is wrong with it is said before Gradio is loaded
     from ddpm_hf.demo.page import Page  # Gradio, which a push does not need
 
     page = Page(source)

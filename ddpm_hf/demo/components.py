@@ -18,9 +18,10 @@ STYLE = """
 footer {display: none !important}
 .pixels img {image-rendering: pixelated}
 .pixels .grid-wrap {min-height: 0 !important; height: auto !important; max-height: none !important}
+.pixels .grid-container {grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important}
 .pixels .caption-label {font-size: 11px; line-height: 1.3; padding: 0 5px; right: 3px; bottom: 3px; opacity: 0.9}
 """
-"""Small images are not smoothed, and what they are stands in a corner of them."""
+"""Small images are not smoothed, all columns of them fit, and what they are stands in a corner of each."""
 THEME = gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])
 
 

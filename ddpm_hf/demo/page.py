@@ -59,7 +59,8 @@ class Page:
         self._drawing = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
         self._looking = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         title = title or source.name.rstrip("/").rpartition("/")[2] or source.name
-        with gr.Blocks(title=f"{title} · ddpm_hf", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as self.blocks:
+        own = {"title": f"{title} · ddpm_hf", "analytics_enabled": False, "fill_width": True}
+        with gr.Blocks(**own, delete_cache=(HOUR, HOUR)) as self.blocks:
             gr.Markdown(f"## {title}\n{about}", elem_id="about")
             with gr.Row():
                 with gr.Column(scale=1, min_width=260):
