@@ -44,7 +44,7 @@ class Served:
         self._said = folder / "said"
         words = ["-W", "error::DeprecationWarning:ddpm_hf", "-m", "ddpm_hf.cli.demo", str(model), "--port", str(port)]
         words = [*(command or [sys.executable, *words])]
-        words = [word.replace("PORT", str(port)) for word in words]
+        words = [word.replace("<port>", str(port)) for word in words]
         self._process = subprocess.Popen(words, cwd=folder, stdout=self._said.open("w"), stderr=subprocess.STDOUT)
         end = time.monotonic() + SECONDS / 1000
         while time.monotonic() < end:
@@ -277,7 +277,7 @@ def test_a_space_that_was_pushed_shows_the_model(clients: Clients, hub: Hub, tra
     for name, content in hub.space("me/works").files().items():
         (tmp_path / "space" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "space" / name).write_bytes(content)
-    start = "import os, runpy, sys; os.environ['GRADIO_SERVER_PORT'] = 'PORT'; sys.path.insert(0, os.getcwd()); "
+    start = "import os, runpy, sys; os.environ['GRADIO_SERVER_PORT'] = '<port>'; sys.path.insert(0, os.getcwd()); "
     page = Served("", tmp_path / "space", [sys.executable, "-c", f"{start}runpy.run_path('app.py')"])
     try:
         assert "works" in json.loads(urlopen(f"{page.url}/config").read())["title"]

@@ -41,7 +41,9 @@ def test_a_space_of_a_run_holds_all_that_the_page_needs_and_nothing_private(
     clients: Clients, hub: Hub, tmp_path: Path
 ) -> None:
     (tmp_path / "secretuser").mkdir()
-    run = finished(tmp_path / "secretuser" / "run", "--training.steps", 2, "--data.cache_dir", tmp_path / "secretuser")
+    run = finished(
+        tmp_path / "secretuser" / "run", "--training.steps", 2, "--data.cache_dir", tmp_path / "secretuser" / "cache"
+    )
     status, said = pushed(clients, run, "me/page")
     assert status == 0, said
     assert "/spaces/me/page" in said
