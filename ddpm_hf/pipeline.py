@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddpm_hf.files import read_json
 from ddpm_hf.hub.cards import Subject, model_card
-from ddpm_hf.hub.downloads import fetched
+from ddpm_hf.hub.downloads import beyond_index, fetched
 from ddpm_hf.hub.public_files import public_files
 from ddpm_hf.hub.repository import Repository, is_of_the_hub, told_in_one_sentence
 from ddpm_hf.images import check_picture, to_pil, to_uint8, to_unit_range
@@ -282,7 +282,9 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         """As diffusers', but a file that is not what the Hub says, also in the cache, is fetched anew."""
         fetch = super().download
         with told_in_one_sentence(pretrained_model_name):
-            return str(fetched(lambda: Path(fetch(pretrained_model_name, **kwargs)), pretrained_model_name))
+            given = {"unet", "scheduler"} <= kwargs.keys()  # then the index is all that is wanted
+            whole = Path if given else beyond_index
+            return str(fetched(lambda: whole(fetch(pretrained_model_name, **kwargs)), pretrained_model_name))
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "launch": {"progress", "signals"},
     "lock": {"files", "launch"},
+    "http_client": set(),
     "recipes": set(),
     "settings": set(),
     "randomness": {"settings"},
@@ -34,8 +35,10 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"files", "settings"},
     "unet": {"models"},
     "sampling": {"diffusion", "files", "images", "launch", "pixels", "randomness", "schedulers", "settings"},
-    "metrics": {"diffusion", "files", "images", "launch", "pixels", "progress", "randomness", "settings"},
-    "hub": {"files", "metrics"},  # of metrics, the names of scores
+    "metrics": {
+        *("diffusion", "files", "http_client", "images", "launch", "pixels", "progress", "randomness", "settings"),
+    },
+    "hub": {"files", "http_client", "metrics"},  # of metrics, the names of scores
     "pipeline": {
         *("files", "hub", "images", "models", "pixels", "randomness", "recipes", "sampling", "schedulers", "settings"),
     },
@@ -43,8 +46,8 @@ ALLOWED: dict[str, set[str]] = {
     "assets": {"data", "images", "metrics"},
     "conversion": {"diffusion", "files", "manifest", "models", "pipeline", "schedulers"},
     "training": {
-        *("data", "diffusion", "files", "hub", "images", "launch", "lock", "manifest", "metrics", "models"),
-        *("pipeline", "pixels", "progress", "randomness", "sampling", "schedulers", "settings"),
+        *("data", "diffusion", "files", "http_client", "hub", "images", "launch", "lock", "manifest", "metrics"),
+        *("models", "pipeline", "pixels", "progress", "randomness", "sampling", "schedulers", "settings"),
     },
     "command_line": {"progress", "recipes", "settings", "training"},
     "notebook": {"command_line", "pipeline", "recipes", "training"},

@@ -33,6 +33,20 @@ def fetched(fetch: Callable[[], Path], repository: str) -> Path:
     return folder
 
 
+def beyond_index(folder: str | Path) -> Path:
+    """The folder of a pipeline from the Hub, of which more than the index was fetched.
+
+    diffusers fetches the index first. Where the Hub fails after that, it may take what is in the cache for the whole.
+
+    Raises:
+        RuntimeError: the index of a model such as ours is all that is there; `retried` fetches again.
+    """
+    present = {path.name: path for path in Path(folder).iterdir()}
+    if present.keys() == {"model_index.json"} and '"UNet2DModel"' in present["model_index.json"].read_text():
+        raise RuntimeError("only the index of the model has come")
+    return Path(folder)
+
+
 def damaged(folder: Path) -> list[Path]:
     """Files of the Hub's cache, behind the links of a folder, whose content is not that of their name.
 

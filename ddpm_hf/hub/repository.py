@@ -14,7 +14,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, set_client_factory
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -29,6 +28,7 @@ from huggingface_hub.utils._http import default_client_factory, get_session
 from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from ddpm_hf.http_client import httpx
 from ddpm_hf.hub.public_files import Files
 
 NOT_PUSHED = 69
@@ -206,7 +206,7 @@ def explain(error: BaseException, repository: str) -> str:
             return f"the token may not write to {repository}; give one with the right to, or another id"
         case HfHubHTTPError():
             return f"the Hub answered {cause.response.status_code} for {repository}; try again later"
-        case httpx2.TransportError():
+        case httpx.TransportError():
             reason = " ".join(str(cause).split()) or type(cause).__name__
             return f"the Hub at {constants.ENDPOINT} cannot be reached for {repository} ({reason}); try again later"
     return f"{repository}: {' '.join(str(error).split())}"
@@ -228,9 +228,9 @@ def retried(attempt: Callable[[], Result], repository: str, times: int | None = 
         try:
             with _told_if_slow(repository) if times is not None else nullcontext():
                 return attempt()
-        except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
+        except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
             cause = _cause(error)
-            passing = isinstance(cause, httpx2.TransportError) or (
+            passing = isinstance(cause, httpx.TransportError) or (
                 cause.response.status_code in PASSING
                 if isinstance(cause, HfHubHTTPError)
                 else isinstance(error, RuntimeError)  # Xet's client has no other name for a lost connection
@@ -263,7 +263,7 @@ def _try_often(attempt: Callable[[], Result], repository: str, times: int | None
     """
     try:
         return retried(attempt, repository, times)
-    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         raise PushError(explain(error, repository)) from error
 
 
@@ -274,7 +274,7 @@ def is_of_the_hub(error: BaseException) -> bool:
 
 def _cause(error: BaseException) -> BaseException | None:
     """The first error of the Hub or the network among those that led to this one."""
-    kinds = (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled)
+    kinds = (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled)
     return next((found for found in _chain(error) if isinstance(found, kinds)), None)
 
 
@@ -284,10 +284,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _client() -> httpx2.Client:
+def _client() -> httpx.Client:
     """huggingface_hub's session, with a timeout: without one it would wait forever for a silent Hub."""
     client = default_client_factory()
-    client.timeout = httpx2.Timeout(SILENCE, connect=SILENCE / 6)
+    client.timeout = httpx.Timeout(SILENCE, connect=SILENCE / 6)
     return client
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from filelock import FileLock
 from huggingface_hub import is_offline_mode
 from huggingface_hub.constants import HF_HOME
@@ -15,6 +14,7 @@ from huggingface_hub.file_download import http_get
 from tqdm.auto import tqdm
 
 from ddpm_hf.files import PARTIAL, sha256_of, write_text
+from ddpm_hf.http_client import httpx
 from ddpm_hf.progress import Progress, has_terminal
 
 WAITS = (1, 2, 4)
@@ -77,7 +77,7 @@ def fetched(name: str, source: Source) -> Path:
                 _fetch(name, source)
     except HfHubHTTPError as error:
         raise _absent(name, source, f"their publisher answers {error.response.status_code}") from error
-    except (OSError, httpx2.HTTPError) as error:
+    except (OSError, httpx.HTTPError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise _absent(name, source, f"they cannot be fetched ({reason})") from error
     return path

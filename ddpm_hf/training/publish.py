@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx2
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ddpm_hf.files import STAGED
+from ddpm_hf.http_client import httpx
 from ddpm_hf.hub.cards import Subject, model_card, read_json_if_there
 from ddpm_hf.hub.downloads import fetched
 from ddpm_hf.hub.public_files import Files, public, public_files
@@ -156,7 +156,7 @@ def download_checkpoint(resume: str) -> Path:
             files = [f"{max(steps, key=step_of)}/**", "metrics.jsonl"]
             fetch = partial(snapshot_download, name, revision=info.sha, allow_patterns=files)
             checkpoint = newest_complete(fetched(lambda: Path(fetch()), name))
-    except (OSError, ValueError, httpx2.HTTPError) as error:
+    except (OSError, ValueError, httpx.HTTPError) as error:
         raise ValueError(f"--resume {resume}: {explain(error, name)}") from error
     if checkpoint is None:
         raise ValueError(

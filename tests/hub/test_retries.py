@@ -5,10 +5,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
+from ddpm_hf.http_client import httpx
 from ddpm_hf.hub import repository
 from ddpm_hf.hub.downloads import fetched
 from ddpm_hf.hub.repository import AT_THE_START, retried
@@ -23,7 +23,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def answering(*statuses: int) -> Iterator[str]:
     for status in statuses:
-        response = httpx2.Response(status, request=httpx2.Request("POST", "http://hub/commit"))
+        response = httpx.Response(status, request=httpx.Request("POST", "http://hub/commit"))
         yield HfHubHTTPError("no", response=response)  # type: ignore[misc]
     yield "done"
 
