@@ -121,7 +121,7 @@ def sync(path: Path) -> None:
     """
     is_folder = path.is_dir()
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs what may be written
         try:
             os.fsync(descriptor)
         finally:

@@ -1,10 +1,10 @@
 """One writer for each folder: its main process holds a lock, which says who it is.
 
-The kernel frees the lock when the process ends, however that happens.
+The kernel frees the lock when the process ends, however that happens. Where there are no locks, as on Windows, what the
+file says of its process decides.
 """
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -19,6 +19,12 @@ from accelerate import Accelerator
 
 from ddpm_hf.files import LOCK
 from ddpm_hf.launch import decided_by_main
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 # What file systems say that know no locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -65,7 +71,8 @@ class FolderLock:
         self._descriptor = self._locked(folder)
         content = json.dumps({"host": socket.gethostname(), **_identity(os.getpid())}) + "\n"
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, content.encode(), 0)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.write(self._descriptor, content.encode())
 
     def release(self) -> None:
         """Let others write, and leave no trace."""
@@ -75,6 +82,9 @@ class FolderLock:
             self._path.unlink()
         os.close(self._descriptor)
         self._descriptor = -1
+        if fcntl is None:  # Windows removes no file that is open, and here no one can lock it in between
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
         for path in self._made:
             try:
                 path.rmdir()
@@ -85,7 +95,7 @@ class FolderLock:
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(descriptor)
             except BlockingIOError:
                 holder = _read(descriptor)
                 os.close(descriptor)
@@ -103,6 +113,18 @@ class FolderLock:
                 if os.path.samestat(os.fstat(descriptor), self._path.stat()):
                     return descriptor
             os.close(descriptor)  # its holder removed it between our opening and our locking it
+
+
+def _take(descriptor: int) -> None:
+    """Lock an open file.
+
+    Raises:
+        BlockingIOError: another process has.
+        OSError: it cannot be locked here.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, "no locks on this system")
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_folder(folder: Path) -> None:
@@ -130,7 +152,8 @@ def _identity(pid: int) -> dict[str, Any]:
 def _read(descriptor: int) -> dict[str, Any]:
     """Who wrote the lock; empty where it cannot be read, as while it is being written."""
     try:
-        content = json.loads(os.pread(descriptor, 4096, 0))
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        content = json.loads(os.read(descriptor, 4096))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

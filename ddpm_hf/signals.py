@@ -26,9 +26,10 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask for an end. Under nohup SIGHUP is ignored, and stays so."""
+    """The signals that ask for an end. Under nohup SIGHUP is ignored, and stays so; Windows has none."""
     wanted = [signal.SIGTERM, signal.SIGINT]
-    return wanted if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*wanted, signal.SIGHUP]
+    hears_hangup = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [*wanted, signal.SIGHUP] if hears_hangup else wanted
 
 
 def say(sentence: str) -> None:

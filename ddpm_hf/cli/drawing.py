@@ -216,7 +216,8 @@ def check_room(config: SampleConfig, count: int, raw: int) -> None:
     """
     above = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
     # A file takes whole blocks; and no image that anyone wants is packed to less than an eighth.
-    each, free = max(os.statvfs(above).f_frsize, raw // 8), shutil.disk_usage(above).free
+    block = os.statvfs(above).f_frsize if hasattr(os, "statvfs") else 4096  # the usual one of Windows
+    each, free = max(block, raw // 8), shutil.disk_usage(above).free
     if count * each > free:
         raise ValueError(
             f"num_images is {config.num_images}, and {count} more images need at least {count * each / 1e9:.1f} GB in "

@@ -2,13 +2,13 @@
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import xxhash
 from accelerate import Accelerator
@@ -202,4 +202,9 @@ def _peak_memory(device: torch.device) -> int:
     """The most bytes in use so far: of the accelerator, or else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # psutil knows no peak where there is this
+    except ImportError:  # Windows
+        used = psutil.Process().memory_info()
+        return int(getattr(used, "peak_wset", used.rss))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
