@@ -10,12 +10,14 @@ from ddpm_hf.toy.settings import ToyConfig
 def main() -> None:
     """The command."""
     config = parse_settings(ToyConfig, sys.argv[1:], "Train a diffusion model of points in the plane and plot it.")
-    from ddpm_hf.toy.points import run  # only now, as it loads torch
+    from ddpm_hf.toy.points import MOVED, run  # only now, as it loads torch
 
-    distance, floor = run(config)
+    found = run(config)
     print(
-        f"{config.data}: energy distance {distance:.5f} to held-out data, {distance / floor:.2f} times that between "
-        f"two sets of data on average ({floor:.5f}); pictures in {config.folder}"
+        f"{config.data}: energy distance {found.energy:.5f} to held-out data, {found.energy / found.energy_floor:.2f} "
+        f"times that between two sets of data on average ({found.energy_floor:.5f}); Wasserstein distance of "
+        f"{min(config.num_points, MOVED):,} points {found.moved:.4f}, {found.moved / found.moved_floor:.2f} times that "
+        f"of data ({found.moved_floor:.4f}); pictures in {config.folder}"
     )
 
 

@@ -39,8 +39,8 @@ class ToyConfig:
         num_train_timesteps: T, the number of timesteps from data to noise.
         scheduler: The sampler, as in ddpm-hf-sample.
         num_inference_steps: Steps of the sampler.
-        num_points: Number of points to draw; they (or 10,000 of them, if there are more) are compared with as many
-            points of the data.
+        num_points: Number of points to draw; they (or 10,000 of them, if there are more, and 2,000 for the Wasserstein
+            distance) are compared with as many points of the data.
         threads: CPU threads.
         quiet: Do not tell how far it is: no bar in a terminal, and no lines where there is none.
     """

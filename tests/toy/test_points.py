@@ -1,5 +1,6 @@
 """The toy: its number means what it says, its pictures show what they say, and it learns all its data."""
 
+import itertools
 import sys
 from pathlib import Path
 from pkgutil import resolve_name
@@ -12,7 +13,7 @@ from PIL import Image
 from ddpm_hf.toy import points as toy
 from ddpm_hf.toy.__main__ import main
 from ddpm_hf.toy.pictures import density, draw_animation, draw_strip
-from ddpm_hf.toy.points import energy_distance, floor_of_energy_distance
+from ddpm_hf.toy.points import energy_distance, floor_of_energy_distance, wasserstein_distance
 from ddpm_hf.toy.settings import DATA, ToyConfig
 
 QUICK = {"steps": 400, "batch_size": 256, "num_points": 800, "num_inference_steps": 20, "quiet": True}
@@ -41,6 +42,24 @@ def test_the_floor_is_the_average_over_many_pairs_of_sets() -> None:
     assert np.mean(predicted) == pytest.approx(np.mean(measured), abs=4 * np.std(measured) / 400**0.5)
 
 
+def test_the_wasserstein_distance_is_the_least_over_all_ways_to_pair_the_points() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(6, 2, generator=generator), 1 + torch.randn(6, 2, generator=generator)
+    ways = [(x - y[list(order)]).square().sum(dim=1).mean().sqrt().item() for order in itertools.permutations(range(6))]
+    assert wasserstein_distance(x, y) == pytest.approx(min(ways), rel=1e-5)
+    assert max(ways) > 1.2 * min(ways)
+
+
+def test_the_wasserstein_distance_of_moved_points_and_of_points_on_a_line() -> None:
+    """A set is as far from itself moved as it was moved, and on a line the order of the points is kept."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 2, generator=generator), torch.randn(300, 2, generator=generator)
+    assert wasserstein_distance(x, x.flip(0) + torch.tensor([0.3, 0.4])) == pytest.approx(0.5, rel=1e-5)
+    x[:, 1], y[:, 1] = 0, 0
+    in_order = (x[:, 0].sort().values - y[:, 0].sort().values).square().mean().sqrt().item()
+    assert wasserstein_distance(x, y) == pytest.approx(in_order, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_data_have_about_unit_variance_and_come_from_the_generator(name: str) -> None:
     points_of = resolve_name(DATA[name])
@@ -66,11 +85,12 @@ def test_data_have_about_unit_variance_and_come_from_the_generator(name: str) ->
 def test_a_few_steps_of_training_come_far_nearer_to_the_data_than_noise(
     tmp_path: Path, options: dict[str, str]
 ) -> None:
-    distance, floor = toy.run(ToyConfig(data="two_moons", output=tmp_path, **QUICK, **options))
+    found = toy.run(ToyConfig(data="two_moons", output=tmp_path, **QUICK, **options))
     noise = torch.randn(800, 2, generator=torch.Generator().manual_seed(0))
     of_noise = energy_distance(noise, toy.two_moons(800, torch.Generator().manual_seed(1)))
-    assert 0 < floor < 0.01 < of_noise
-    assert distance < of_noise / 3
+    assert 0 < found.energy_floor < 0.01 < of_noise
+    assert found.energy < of_noise / 3
+    assert 0 < found.moved_floor < found.moved < wasserstein_distance(noise, toy.two_moons(800, torch.Generator()))
     with Image.open(tmp_path / "strip.png") as strip, Image.open(tmp_path / "process.gif") as animation:
         assert strip.size[0] > 2 * strip.size[1]
         assert animation.n_frames > 10  # type: ignore[attr-defined]
@@ -137,8 +157,9 @@ def test_wrong_settings_end_with_one_sentence(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
 def test_every_data_set_is_learned_to_within_three_times_the_floor(tmp_path: Path, name: str) -> None:
-    distance, floor = toy.run(ToyConfig(data=name, output=tmp_path, quiet=True))
-    assert distance < 3 * floor
+    found = toy.run(ToyConfig(data=name, output=tmp_path, quiet=True))
+    assert found.energy < 3 * found.energy_floor
+    assert found.moved < 2 * found.moved_floor
 
 
 def test_many_points_are_compared_by_some_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -146,9 +167,10 @@ def test_many_points_are_compared_by_some_of_them(monkeypatch: pytest.MonkeyPatc
     sizes = []
     monkeypatch.setattr(toy, "energy_distance", lambda x, y: sizes.append((len(x), len(y))) or 1.0)
     monkeypatch.setattr(toy, "floor_of_energy_distance", lambda x: sizes.append(len(x)) or 1.0)
+    monkeypatch.setattr(toy, "wasserstein_distance", lambda x, y: sizes.append((len(x), len(y))) or 1.0)
     monkeypatch.setattr(toy, "draw_animation", lambda *arguments: None)
     toy.run(ToyConfig(output=tmp_path, steps=1, num_points=20_000, num_inference_steps=2, scheduler="ddim"))
-    assert set(sizes) == {(10_000, 10_000), 10_000}
+    assert set(sizes) == {(10_000, 10_000), 10_000, (2000, 2000)}
 
 
 @pytest.mark.parametrize(
