@@ -90,6 +90,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         use_clipped_model_output: bool | None = None,
         class_labels: int | Sequence[int] | Tensor | None = None,
         guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
@@ -110,6 +111,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             use_clipped_model_output: see `DDIMScheduler.step`; None is True with guidance, else False.
             class_labels: one for all, or one per image.
             guidance_scale: classifier-free guidance; 1 is none. The network's last class stands for "no class".
+            guidance_interval: the noise levels between which there is guidance, see `guided_steps`; None for all.
             output_type: `pil` images; `np` or `numpy` float32 (B, H, W, C) in [0, 1]; `pt` float (B, C, H, W) in
                 [0, 1]; `uint8` (B, C, H, W); `values` (B, C, H, W), of the type and in the units of the images that
                 the network was trained on (`format`).
@@ -124,7 +126,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         check_generator(generator)
         if generator is not None and seeds is not None:
             raise ValueError("Give either generator or seeds, and not both.")
-        options = SamplingOptions(eta, guidance_scale, use_clipped_model_output)
+        options = SamplingOptions(eta, guidance_scale, use_clipped_model_output, guidance_interval=guidance_interval)
         given = {"batch_size": batch_size, "seeds": seeds, "generators": generator, "class_labels": class_labels}
         batch_size, device = number_of_images(given), self._execution_device
         shape = (batch_size, *image_shape(self.unet))

@@ -12,8 +12,9 @@ import torch
 from ddpm_hf import DDIMScheduler, DDPMScheduler, UNet2DModel
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.data.settings import DataConfig
+from ddpm_hf.training.evaluation_settings import EvaluationConfig
 from ddpm_hf.training.idle import RULES, idle_settings
-from ddpm_hf.training.settings import Config, EvaluationConfig, TrainingConfig
+from ddpm_hf.training.settings import Config, TrainingConfig
 from ddpm_hf.training.setup import _saved_scheduler
 
 ROOT = Path(__file__).parents[1]

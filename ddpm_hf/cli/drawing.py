@@ -101,6 +101,8 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> str:
     is_compiled = decided_by_main(accelerator, lambda: _is_to_be_compiled(config, pipe))
     if is_compiled:
         settings["compile"] = True
+    if config.guidance_interval is not None:
+        settings["guidance_interval"] = config.guidance_interval
     if pipe.format != EIGHT_BITS:
         settings["pixels"] = pipe.format.to_dict()
     shape = image_shape(pipe.unet)
@@ -257,6 +259,7 @@ def _draw(
                 eta=config.eta,
                 class_labels=None if labels is None else labels[batch.start - config.seed : batch.stop - config.seed],
                 guidance_scale=config.guidance_scale,
+                guidance_interval=config.guidance_interval,
                 output_type="values",
                 return_dict=False,
             )[0].cpu()

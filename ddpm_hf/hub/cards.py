@@ -241,6 +241,8 @@ def _use(subject: Subject) -> str:
         count, first = _num_images(subject.results), subject.results["first_image_seed"]
         labels, data = subject.results.get("class_labels"), subject.config["data"]
         of_classes = f" --class_labels {labels} --guidance_scale {evaluation['guidance_scale']:g}" if labels else ""
+        if evaluation.get("guidance_interval"):
+            of_classes += " --guidance_interval " + json.dumps(evaluation["guidance_interval"], separators=(",", ":"))
         spacing = evaluation["timestep_spacing"] or subject.config["diffusion"]["timestep_spacing"]
         again = (
             "\nThe images that were scored, and the training run with its scores again:\n\n```bash\n"

@@ -18,6 +18,8 @@ from ddpm_hf.diffusion.denoiser import Guided, Network, split_variance
 from ddpm_hf.launch import compute_in_shares
 from ddpm_hf.pixels import EIGHT_BITS, PixelFormat
 from ddpm_hf.randomness import generators_of
+from ddpm_hf.sampling.guidance import guided_steps
+from ddpm_hf.sampling.request import check_interval
 from ddpm_hf.sampling.samplers import check_start
 from ddpm_hf.schedulers.base import GaussianScheduler
 from ddpm_hf.settings import check_types
@@ -35,6 +37,8 @@ class SamplingOptions:
     Args:
         eta: 0 (DDIM) .. 1 (DDPM's noise), for a scheduler that has it.
         guidance_scale: w of unconditional + w (conditional - unconditional); 1 is no guidance.
+        guidance_interval: the noise levels (sigma_low, sigma_high] at which there is guidance, as `guided_steps` reads
+            them; None for all.
         use_clipped_model_output: see `DDIMScheduler.step`; None is True with guidance, else False.
         batch_size: images computed at once, where there are more.
         format: what the numbers of the images are to mean, in `sample_images`.
@@ -48,6 +52,7 @@ class SamplingOptions:
     use_clipped_model_output: bool | None = None
     batch_size: int = 128
     format: PixelFormat = EIGHT_BITS
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_types(vars(self), get_type_hints(SamplingOptions))
@@ -57,6 +62,7 @@ class SamplingOptions:
             raise ValueError(
                 f"guidance_scale={self.guidance_scale} must be from -{LARGEST_GUIDANCE} to {LARGEST_GUIDANCE}."
             )
+        check_interval(self.guidance_interval, self.guidance_scale)
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be 1 or more.")
 
@@ -144,6 +150,7 @@ def denoise(
     step_options = step_options_of(scheduler, options, generator)
     scheduler = copy.deepcopy(scheduler)
     network: Network = network_of(unet)
+    guided = network
     if guidance_scale != 1.0 and unet.config.num_class_embeds is None:
         logger.warning("guidance_scale=%s does nothing: this UNet knows no classes.", guidance_scale)
     elif guidance_scale != 1.0:
@@ -151,15 +158,13 @@ def denoise(
         # x_t of it: with the other, guided digits at eta = 0 turn into other digits.
         if "use_clipped_model_output" in inspect.signature(scheduler.step).parameters:
             step_options.setdefault("use_clipped_model_output", True)
-        network = Guided(network, guidance_scale, no_class_of(unet))
-    if isinstance(scheduler, GaussianScheduler):
-        network = scheduler.denoiser.of(network).output
-    elif not isinstance(scheduler, DDPMScheduler):
-        network = without_variance(network)
+        guided = Guided(network, guidance_scale, no_class_of(unet))
+    network, guided = _as_read_by(scheduler, network), _as_read_by(scheduler, guided)
+    is_guided = guided_steps(scheduler, options.guidance_interval)
     x_t = x_t * scheduler.init_noise_sigma
     for i, t in enumerate(scheduler.timesteps):
         model_input = scheduler.scale_model_input(x_t, t)
-        model_output = network(model_input, t, class_labels)
+        model_output = (guided if is_guided[i] else network)(model_input, t, class_labels)
         result = scheduler.step(model_output, t, x_t, **step_options)
         x_t = result.prev_sample
         if on_step is not None:
@@ -172,6 +177,14 @@ def denoise(
             "too narrow for this network: look at the checkpoint, or use float32"
         )
     return x_t
+
+
+def _as_read_by(scheduler: Any, network: Network) -> Network:
+    """The network with its output as the scheduler reads it."""
+    if isinstance(scheduler, GaussianScheduler):
+        output: Network = scheduler.denoiser.of(network).output
+        return output
+    return network if isinstance(scheduler, DDPMScheduler) else without_variance(network)
 
 
 def step_options_of(scheduler: Any, options: SamplingOptions, generator: Any = None) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def planned(request: Request, unet: Any, scheduler: Any, name: str) -> Plan:
         scheduler = copy.deepcopy(scheduler)
     labels = _labels_of(request, unet, name)
     scheduler.set_timesteps(request.num_inference_steps)
-    options = SamplingOptions(request.eta, request.guidance_scale)
+    options = SamplingOptions(request.eta, request.guidance_scale, guidance_interval=request.guidance_interval)
     step_options_of(scheduler, options)  # refuses one that the scheduler lacks
     check_start(scheduler)
     return Plan(request, scheduler, labels, options)

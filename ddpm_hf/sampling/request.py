@@ -25,6 +25,7 @@ class Request:
         eta: From 0 (DDIM) to 1 (DDPM), for the sampler ddim.
         class_labels: Classes, used in turn, as `classes_of` reads them.
         guidance_scale: Scale of classifier-free guidance.
+        guidance_interval: Noise levels between which there is guidance; None for all.
 
     Raises:
         ValueError: a value is out of its range, or does not go with the others, in one sentence that names it.
@@ -38,6 +39,7 @@ class Request:
     eta: float = 0.0
     class_labels: str | None = None
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_images", "num_inference_steps"):
@@ -46,6 +48,7 @@ class Request:
         check_seed("seed", self.seed, self.num_images)
         check(0 <= self.eta <= 1, "eta", self.eta, "from 0 to 1")
         check(isfinite(self.guidance_scale), "guidance_scale", self.guidance_scale, "a finite number")
+        check_interval(self.guidance_interval, self.guidance_scale)
         is_known = self.timestep_spacing is None or self.timestep_spacing in TIMESTEP_SPACINGS
         check(is_known, "timestep_spacing", self.timestep_spacing, f"one of {', '.join(TIMESTEP_SPACINGS)}")
         if self.class_labels is not None:
@@ -57,6 +60,25 @@ class Request:
     def seeds(self) -> range:
         """The seed of each image."""
         return range(self.seed, self.seed + self.num_images)
+
+
+def check_interval(interval: tuple[float, float] | None, scale: float, prefix: str = "") -> None:
+    """See that noise levels of guidance are an interval, and that there is guidance.
+
+    Args:
+        interval: The two noise levels, or None.
+        scale: The scale of the guidance; 1 is none.
+        prefix: What stands before the names of the settings.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if interval is None:
+        return
+    name = f"{prefix}guidance_interval"
+    is_one = len(interval) == 2 and 0 <= interval[0] < interval[1]
+    check(is_one, name, list(interval), "two noise levels, the lower one first, such as [0.2,2]")
+    check(scale != 1, name, list(interval), f"null where {prefix}guidance_scale is 1, which is no guidance")
 
 
 def classes_of(text: str) -> list[range]:

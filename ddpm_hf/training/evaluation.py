@@ -111,7 +111,11 @@ class SampleEvaluation:
             self._sampler,
             range(self.first_seed, self.first_seed + num_images),
             SamplingOptions(
-                settings.eta, settings.guidance_scale, batch_size=settings.batch_size, format=self._data.format
+                settings.eta,
+                settings.guidance_scale,
+                batch_size=settings.batch_size,
+                format=self._data.format,
+                guidance_interval=settings.guidance_interval,
             ),
             class_labels=self._labels_of(num_images),
             accelerator=self._accelerator,
