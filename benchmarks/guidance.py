@@ -1,4 +1,5 @@
-"""Guidance of class-conditional digits: accuracy against diversity, over guidance scales.
+"""Guidance of class-conditional digits: accuracy against diversity, over guidance scales and the noise levels sigma at
+which there is guidance.
 
     accelerate launch train_accelerate.py --config configs/train/digits_conditional.yaml
     python -m benchmarks guidance --model runs/digits_conditional
@@ -22,12 +23,17 @@ from ddpm_hf.metrics import DigitsFeatures, frechet_distance, precision_recall
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 
 CLASSES = 10
+INTERVALS = [(0.2, 1.0), (0.2, 2.0), (0.5, 2.0), (0.5, 5.0)]
+"""Noise levels above the lower and up to the higher one; the sampler goes from infinity to 0.1."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the scales and the images."""
     parser.add_argument("--model", type=Path, default=Path("runs/digits_conditional"))
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 5.0])
+    parser.add_argument(
+        "--interval_scales", type=float, nargs="*", default=[2.0, 3.0], help="those tried with intervals"
+    )
     parser.add_argument("--num_images", type=int, default=500, help="as many as there are held-out digits")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(rounds=None)
@@ -41,15 +47,17 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
     pipe = DDPMCustomPipeline.from_pretrained(arguments.model)
     pipe.scheduler.set_timesteps(50)
     labels = torch.arange(arguments.num_images) % CLASSES
-    for scale in arguments.scales:
+    cases: list[tuple[float, tuple[float, float] | None]] = [(scale, None) for scale in arguments.scales]
+    cases += [(scale, interval) for scale in arguments.interval_scales for interval in INTERVALS]
+    for scale, interval in cases:
         images = sample_images(
             pipe.unet,
             pipe.scheduler,
             range(arguments.seed, arguments.seed + arguments.num_images),
-            SamplingOptions(eta=1.0, guidance_scale=scale),
+            SamplingOptions(eta=1.0, guidance_scale=scale, guidance_interval=interval),
             class_labels=labels,
         )
-        record.add({"scale": scale, **figures(images, labels, real, network)})
+        record.add({"scale": scale, "interval": interval, **figures(images, labels, real, network)})
     assert held_out.labels is not None
     count = arguments.num_images
     record.add({"scale": "real", **figures(held_out.images[:count], held_out.labels[:count], real, network)})
@@ -78,9 +86,11 @@ def figures(images: Tensor, labels: Tensor, real: Tensor, network: DigitsFeature
 
 def report(rows: list[dict[str, Any]]) -> str:
     """A table of the scales."""
-    heads = ["guidance", "accuracy", "FID", "precision", "recall", *map(str, range(CLASSES))]
+    heads = ["guidance", "at sigma", "accuracy", "FID", "precision", "recall", *map(str, range(CLASSES))]
     cells = []
     for row in rows:
         numbers = [row["accuracy"], row["fid"], row["precision"], row["recall"], *row["of_each_class"]]
-        cells.append([str(row["scale"]), *(f"{number:.3f}" for number in numbers)])
+        interval = row.get("interval")
+        levels = f"{interval[0]:g} to {interval[1]:g}" if interval else "all" if row["scale"] not in ("real", 1) else ""
+        cells.append([str(row["scale"]), levels, *(f"{number:.3f}" for number in numbers)])
     return table(heads, cells)
