@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
-MAX_ARROWS = 127
+MAX_ARROWS = 130
 MAX_LINES = 420
 MAX_PARAMETERS = 7
 
