@@ -31,7 +31,13 @@ def lowest_of(requirement: Requirement) -> Version:
 
 @pytest.mark.parametrize("name", LOWEST)
 def test_the_lowest_versions_are_those_that_the_tests_pass_with(name: str) -> None:
-    assert lowest_of(requirements(SETUP["options"]["install_requires"])[name]) == Version(LOWEST[name])
+    extras = SETUP["options.extras_require"]
+    required = requirements(SETUP["options"]["install_requires"]) | requirements(extras["dino"])
+    assert lowest_of(required[name]) == Version(LOWEST[name])
+
+
+def test_each_library_but_torch_has_a_lowest_version() -> None:
+    assert {*requirements(SETUP["options"]["install_requires"]), "transformers"} - {"torch"} == LOWEST.keys()
 
 
 def test_the_extra_all_has_what_a_user_may_want() -> None:
