@@ -9,6 +9,7 @@ import datasets
 import huggingface_hub
 import numpy as np
 import pytest
+from packaging.version import Version
 from PIL import Image
 
 from ddpm_hf.cli import push, sample
@@ -71,7 +72,8 @@ def test_a_gated_data_set_is_named_as_one_before_training(
 def samples_of(repository: str) -> dict[str, Any]:
     data = datasets.load_dataset(repository, split="train")
     card = huggingface_hub.DatasetCard.load(repository)
-    card.validate()
+    if Version(huggingface_hub.__version__) >= Version("2"):  # before, it asks huggingface.co and no other Hub
+        card.validate()
     return {"seeds": data["seed"][:], "labels": data["label"][:], "card": card.data.to_dict(), "text": card.text}
 
 
