@@ -4,7 +4,7 @@ memory over the number of images, of which there are as many samples as real one
 Each figure is of a process of its own; memory is what it takes above what it had before, both sets of features
 included. The bare work is what no exact way goes without: of the neighbours, two products of N x N (one between the
 sets, half of one within each); of the FID's Gaussians, the eigenvalues and eigenvectors of one covariance and the
-eigenvalues of another. The time of neighbours is N^2 (a D + b), fitted to some sizes; others are foretold.
+eigenvalues of another. The time of neighbours is N D (a N + b), fitted to some sizes; others are foretold.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import MIB, in_new_process, peak_memory, resident_memory
-from benchmarks.record import Record, table
+from benchmarks.record import Bar, Record, table
 from ddpm_hf.metrics import frechet_distance, manifolds
 from ddpm_hf.metrics.frechet import frechet_distance_of_gaussians, mean_and_covariance
 from ddpm_hf.metrics.neighbours import TILE
@@ -40,13 +40,13 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
     n, d = FORETOLD[0] // 4, FORETOLD[1]
     record.add({"metric": GAUSSIANS, "images": n, "features": d, **in_new_process(cost, GAUSSIANS, n, d, threads)})
     found = {size: in_new_process(cost, NEIGHBOURS, *size, threads) for size in (*FITTED, FORETOLD)}
-    work = torch.tensor([[n * n * d, n * n] for n, d in FITTED], dtype=torch.float64)
+    work = torch.tensor([[n * n * d, n * d] for n, d in FITTED], dtype=torch.float64)
     seconds = torch.tensor([found[size]["seconds"] for size in FITTED], dtype=torch.float64)
     costs = torch.linalg.lstsq(work, seconds).solution
     for n, d in (*FITTED, FORETOLD, WANTED):
         row = {"metric": NEIGHBOURS, "images": n, "features": d, **found.get((n, d), {})}
         if (n, d) not in FITTED:
-            row["model_seconds"] = (torch.tensor([n * n * d, n * n], dtype=torch.float64) @ costs).item()
+            row["model_seconds"] = (torch.tensor([n * n * d, n * d], dtype=torch.float64) @ costs).item()
         record.add(row)
 
 
@@ -69,6 +69,20 @@ def report(rows: list[dict[str, Any]]) -> str:
             table([*heads, "over the bare work", "seconds by the model"], modelled),
         ]
     )
+
+
+def bars(rows: list[dict[str, Any]]) -> list[Bar]:
+    """Times over the bare work's, at sizes of which that is the most."""
+    limits = {(GAUSSIANS, FORETOLD[0] // 4): 1.2, (NEIGHBOURS, FORETOLD[0]): 2.0}
+    return [
+        Bar(
+            f"{row['metric']}, {row['images']:,} images of {row['features']:,} features: time over the bare work",
+            row["seconds"] / row["work_seconds"],
+            at_most=limits[row["metric"], row["images"]],
+        )
+        for row in rows
+        if "work_seconds" in row and row["features"] == FORETOLD[1] and (row["metric"], row["images"]) in limits
+    ]
 
 
 def _over_work(row: dict[str, Any]) -> float | None:
