@@ -1,8 +1,8 @@
 """A network in the form that draws many images fastest: compiled, its weights in channels_last.
 
 On a CPU a pass of the digits network takes 0.70 of the time, after 15 s of compiling, and one of CIFAR-10's 0.95, after
-41 s (`python -m benchmarks inference`). So it pays where the passes together take many minutes. What decides must not be a clock: a seed's image,
-whose last bits depend on the form, would be another one the next day.
+41 s (`python -m benchmarks inference`). So it pays where the passes together take many minutes. What decides must not
+be a clock: a seed's image, whose last bits depend on the form, would be another one the next day.
 """
 
 from typing import Any
