@@ -63,12 +63,10 @@ def _checkpoints(folder: Path) -> Check:
             return
         name = f"{path.relative_to(broken)}, {damage.kind}"
         _compare(name, tensors_of(broken, 6), tensors)
-        kept = measured(broken)
-        lost = [line for line in log if line not in kept]
-        if any(line not in log for line in kept) or (lost and "metrics.jsonl" not in said):
-            raise Fault(
-                "silent difference", f"{name}: the log lacks or changed steps {[x['step'] for x in lost]}: {said}"
-            )
+        other = [line["step"] for line in log if line not in measured(broken)]
+        # Half of one line and half of the next can make a line that reads well: it is kept, and told of.
+        if measured(broken) != log and "metrics.jsonl is not as it was" not in said:
+            raise Fault("silent difference", f"{name}: the log lacks or changed steps {other}: {said}")
 
     return check
 
