@@ -217,8 +217,9 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         if index.get("_pixels") is None:
             index.pop("_pixels", None)
         for name, entry in index.items():
-            # Of a network on patches it is left as it is: diffusers would take it for another one.
-            if isinstance(entry, list) and entry[1] in OURS and getattr(self.components[name], "patch_size", 1) == 1:
+            # Of a network that only we can say it is left as it is: diffusers would take it for another one.
+            is_ours = isinstance(entry, list) and entry[1] in OURS
+            if is_ours and getattr(self.components[name], "is_diffusers_network", True):
                 index[name] = ["diffusers", entry[1]]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 

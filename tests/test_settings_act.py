@@ -59,6 +59,7 @@ MODEL_CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "num_class_embeds": (10, {}),
     "num_train_timesteps": (60, {"time_embedding_type": "learned", "num_train_timesteps": 50}),
     "patch_size": (2, {}),
+    "time_proj_dim": (16, {}),
 }
 DIFFUSION_CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "num_train_timesteps": (40, {}),
@@ -163,6 +164,7 @@ IDLE: dict[str, tuple[str, dict[str, Any], Any]] = {
     "attn_norm_num_groups": ("model", {"add_attention": False}, 2),
     "mid_block_scale_factor": ("model", {"mid_block_type": None}, 2.0),
     "add_attention": ("model", {"mid_block_type": None}, False),
+    "downsample_padding": ("model", {"down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D")}, 0),
     "downsample_type": ("model", {"down_block_types": ("DownBlock2D", "DownBlock2D")}, "resnet"),
     "upsample_type": ("model", {"up_block_types": ("UpBlock2D", "UpBlock2D")}, "resnet"),
     "beta_start": ("diffusion", {"beta_schedule": "const"}, 0.01),

@@ -8,10 +8,10 @@ Nothing here loads torch.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from ddpm_hf.models.unet_2d_config import LARGEST_SIDE, check_numbers
+from ddpm_hf.models.unet_2d_config import DOWN_OF_UP, LARGEST_SIDE, UP_OF_DOWN, check_numbers, without_old_prefix
 
 
 class NetworkSize(NamedTuple):
@@ -93,10 +93,11 @@ def followed(model: Mapping[str, Any], shape: tuple[int, ...], is_variance_learn
         found["block_out_channels"] = _widths(row, levels)
     down, up = found["down_block_types"], found["up_block_types"]
     if down is None:
-        mirrored = None if up is None else [f"{_attention_of(name)}DownBlock2D" for name in reversed(up)]
-        found["down_block_types"] = mirrored or _down_blocks(*seen, len(found["block_out_channels"]))
+        found["down_block_types"] = (
+            _mirrored(up, DOWN_OF_UP) if up else _down_blocks(*seen, len(found["block_out_channels"]))
+        )
     if up is None:
-        found["up_block_types"] = [f"{_attention_of(name)}UpBlock2D" for name in reversed(found["down_block_types"])]
+        found["up_block_types"] = _mirrored(found["down_block_types"], UP_OF_DOWN)
     return found
 
 
@@ -117,8 +118,9 @@ def _seen(height: int, width: int, patch_size: int) -> tuple[int, int]:
     return height // patch_size, width // patch_size
 
 
-def _attention_of(block_type: str) -> str:
-    return "Attn" if block_type.removeprefix("UNetRes").startswith("Attn") else ""
+def _mirrored(blocks: Sequence[str], other_way: Mapping[str, str]) -> list[str]:
+    """The blocks of the other way; for a name that is none, which is refused later, the plain one."""
+    return [other_way.get(without_old_prefix(name), next(iter(other_way.values()))) for name in reversed(blocks)]
 
 
 def _widths(row: NetworkSize, levels: int) -> list[int]:

@@ -1,8 +1,7 @@
 """UNet2DModel: the network of Ho et al. 2020, under diffusers' config and parameter names."""
 
 import logging
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, ClassVar, get_type_hints
@@ -15,9 +14,19 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ddpm_hf.files import check_hashes, write_hashes
+from ddpm_hf.models.embeddings import EmbeddingMLP, FourierEmbedding, SinusoidalEmbedding
 from ddpm_hf.models.fused import ActivatedGroupNorm
 from ddpm_hf.models.unet_2d_blocks import BlockConfig, UNetMidBlock2D
-from ddpm_hf.models.unet_2d_config import ACTIVATIONS, DOWN_BLOCKS, UP_BLOCKS, check_config, without_old_prefix
+from ddpm_hf.models.unet_2d_config import (
+    ACTIVATIONS,
+    DOWN_BLOCKS,
+    OURS_ONLY,
+    UP_BLOCKS,
+    check_config,
+    heads_per_level,
+    is_diffusers_network,
+    without_old_prefix,
+)
 from ddpm_hf.settings import check_types
 
 logger = logging.getLogger(__name__)
@@ -33,48 +42,6 @@ class UNet2DOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped
     sample: Tensor
 
 
-class SinusoidalEmbedding(nn.Module):
-    """Sines and cosines of t at frequencies from 1 to 1/10000 (Vaswani et al. 2017). (B,) to float32 (B, channels)."""
-
-    def __init__(self, channels: int, is_cosine_first: bool, frequency_shift: float) -> None:
-        super().__init__()
-        self.channels = channels
-        self.is_cosine_first = is_cosine_first
-        self.frequency_shift = frequency_shift
-
-    def forward(self, t: Tensor) -> Tensor:
-        half = self.channels // 2
-        steps = torch.arange(half, dtype=torch.float32, device=t.device)
-        angles = t.float()[:, None] * torch.exp(-math.log(10000) / (half - self.frequency_shift) * steps)
-        waves = [angles.cos(), angles.sin()] if self.is_cosine_first else [angles.sin(), angles.cos()]
-        return F.pad(torch.cat(waves, dim=1), (0, self.channels % 2))
-
-
-class FourierEmbedding(nn.Module):
-    """Sines and cosines of log t at fixed random frequencies (Song et al. 2021, NCSN++). (B,) to (B, 2 channels)."""
-
-    def __init__(self, channels: int, scale: float) -> None:
-        super().__init__()
-        torch.randn(channels)  # diffusers draws twice; so do we, that a seed gives the same initial weights
-        self.weight = nn.Parameter(torch.randn(channels) * scale, requires_grad=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        angles = t.log()[:, None] * self.weight * (2 * math.pi)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-class EmbeddingMLP(nn.Module):
-    """Linear, SiLU, linear: (B, in_channels) to (B, out_channels)."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(in_channels, out_channels)
-        self.linear_2 = nn.Linear(out_channels, out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))  # type: ignore[no-any-return]
-
-
 class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
     """Predicts noise, x_0 or v from a noisy image and its time step.
 
@@ -87,9 +54,10 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         time_embedding_dim: E; 4 block_out_channels[0] when None.
         freq_shift: shift of the positional embedding's frequencies; 1 in Ho et al.'s code.
         flip_sin_to_cos: put cosines before sines in the positional embedding.
-        down_block_types: `DownBlock2D` or `AttnDownBlock2D` for each level.
+        down_block_types: `DownBlock2D`, `AttnDownBlock2D` or `ResnetDownsampleBlock2D` for each level.
         mid_block_type: `UNetMidBlock2D` or None.
-        up_block_types: `UpBlock2D` or `AttnUpBlock2D` for each level, from the lowest resolution up.
+        up_block_types: `UpBlock2D`, `AttnUpBlock2D` or `ResnetUpsampleBlock2D` for each level, from the lowest
+            resolution up.
         block_out_channels: channels of each level.
         layers_per_block: residual blocks of each level (the up side has one more).
         mid_block_scale_factor: divisor of the middle block's results.
@@ -98,7 +66,9 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         upsample_type: `conv`, or `resnet` for levels with attention.
         dropout: probability of dropout.
         act_fn: `silu` (or `swish`), `mish`, `gelu` or `relu`.
-        attention_head_dim: channels of a head; None for one head, as in Ho et al.
+        attention_head_dim: channels of a head; None for one head, as in Ho et al. A list has one number per level, for
+            as many heads on levels of different widths (improved-diffusion); plain diffusers then refuses the
+            checkpoint, as it divides by the list.
         norm_num_groups: groups of every group norm.
         attn_norm_num_groups: groups of the middle attention's norm; None for `norm_num_groups`.
         norm_eps: epsilon of every group norm.
@@ -110,6 +80,8 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         patch_size: side p of the squares of pixels that the network sees as one, p^2 times the channels on a p-th of
             the side (the `block_size` of ddpm-torch). diffusers has no such key: it is in the config where it is not 1,
             and plain diffusers then refuses the checkpoint, as its first and last weights have other shapes.
+        time_proj_dim: sines and cosines of the time embedding; block_out_channels[0] when None. diffusers has no such
+            key either, and refuses a checkpoint with it for the shape of the embedding's first weights.
 
     Raises:
         ValueError: for settings that are unknown or do not fit together, in one sentence.
@@ -145,7 +117,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         upsample_type: str = "conv",
         dropout: float = 0.0,
         act_fn: str = "silu",
-        attention_head_dim: int | None = 8,
+        attention_head_dim: int | tuple[int, ...] | None = 8,
         norm_num_groups: int = 32,
         attn_norm_num_groups: int | None = None,
         norm_eps: float = 1e-5,
@@ -155,14 +127,16 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         num_class_embeds: int | None = None,
         num_train_timesteps: int | None = None,
         patch_size: int = 1,
+        time_proj_dim: int | None = None,
     ) -> None:
         super().__init__()
         check_types(self.config, get_type_hints(UNet2DModel.__init__))
         check_config(self.config)
         self.patch_size = patch_size
-        if patch_size == 1:
-            known_to_diffusers = {key: value for key, value in self.config.items() if key != "patch_size"}
-            self._internal_dict = FrozenDict(known_to_diffusers)
+        self.is_diffusers_network = is_diffusers_network(self.config)
+        heads = heads_per_level(self.config)
+        kept = {key: value for key, value in self.config.items() if key not in OURS_ONLY or value != OURS_ONLY[key]}
+        self._internal_dict = FrozenDict(kept)
         channels = list(block_out_channels)
         levels = len(channels)
         time_channels = time_embedding_dim or channels[0] * 4
@@ -173,18 +147,19 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             activation=act_fn.lower(),
             dropout=dropout,
             is_scale_shift=resnet_time_scale_shift == "scale_shift",
-            head_channels=attention_head_dim,
+            head_channels=None,
         )
+        configs = [replace(config, head_channels=head_channels) for head_channels in heads]
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels[0], kernel_size=3, padding=1)
 
-        waves = channels[0]
+        waves = time_proj_dim or channels[0]
         if time_embedding_type == "fourier":
-            self.time_proj: nn.Module = FourierEmbedding(channels[0], scale=16)
-            waves = 2 * channels[0]
+            self.time_proj: nn.Module = FourierEmbedding(waves, scale=16)
+            waves = 2 * waves
         elif time_embedding_type == "positional":
-            self.time_proj = SinusoidalEmbedding(channels[0], flip_sin_to_cos, freq_shift)
+            self.time_proj = SinusoidalEmbedding(waves, flip_sin_to_cos, freq_shift)
         else:
-            self.time_proj = nn.Embedding(num_train_timesteps or 0, channels[0])
+            self.time_proj = nn.Embedding(num_train_timesteps or 0, waves)
         self.time_embedding = EmbeddingMLP(waves, time_channels)
 
         self.class_embedding: nn.Module | None = None
@@ -205,7 +180,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             block_in = channels[max(i - 1, 0)]
             down_block = resolve_name(DOWN_BLOCKS[without_old_prefix(block_type)])
             self.down_blocks.append(
-                down_block(block_in, channels[i], layers_per_block, config, downsample_padding, sampling)
+                down_block(block_in, channels[i], layers_per_block, configs[i], downsample_padding, sampling)
             )
             skips += [channels[i]] * (layers_per_block + (sampling is not None))
 
@@ -214,7 +189,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
         if mid_block_type is not None:
             attention_groups = attn_norm_num_groups or (None if config.is_scale_shift else norm_num_groups)
             self.mid_block = UNetMidBlock2D(
-                channels[-1], config, mid_block_scale_factor, attention_groups, add_attention
+                channels[-1], configs[-1], mid_block_scale_factor, attention_groups, add_attention
             )
 
         for i, block_type in enumerate(up_block_types):
@@ -223,7 +198,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             block_in = channels[min(level + 1, levels - 1)]
             taken = [skips.pop() for _ in range(layers_per_block + 1)]
             up_block = resolve_name(UP_BLOCKS[without_old_prefix(block_type)])
-            self.up_blocks.append(up_block(block_in, channels[level], taken, config, sampling))
+            self.up_blocks.append(up_block(block_in, channels[level], taken, configs[level], sampling))
 
         self.conv_norm_out = ActivatedGroupNorm(norm_num_groups, channels[0], norm_eps, nn.SiLU())
         self.conv_out = nn.Conv2d(channels[0], out_channels * patch_size**2, kernel_size=3, padding=1)

@@ -230,11 +230,12 @@ class DownBlock2D(_Block):
         num_layers: residual blocks.
         config: common settings.
         padding: padding of the down-sampling convolution, 0 or 1.
-        sampling: `conv` or `resnet` to halve the resolution, None to keep it. (Only blocks with attention have
-            `resnet` in diffusers; this one takes it for `conv`.)
+        sampling: `conv` or `resnet` to halve the resolution, None to keep it. (Only blocks with attention have the
+            choice in diffusers; the others have `own_sampling`.)
     """
 
     has_attention = False
+    own_sampling: str | None = "conv"
 
     def __init__(
         self,
@@ -247,10 +248,10 @@ class DownBlock2D(_Block):
     ) -> None:
         super().__init__([in_channels] + [out_channels] * (num_layers - 1), out_channels, config, self.has_attention)
         self.downsamplers = None
-        if sampling == "resnet" and self.has_attention:
-            self.downsamplers = nn.ModuleList([ResidualBlock(out_channels, out_channels, config, resample=halve)])
-        elif sampling is not None:
-            self.downsamplers = nn.ModuleList([Downsample(out_channels, padding)])
+        if sampling is not None:
+            is_residual = (self.own_sampling or sampling) == "resnet"
+            residual = ResidualBlock(out_channels, out_channels, config, resample=halve) if is_residual else None
+            self.downsamplers = nn.ModuleList([residual or Downsample(out_channels, padding)])
 
     def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, list[Tensor]]:
         """x (B, C, H, W), time (B, E) to the result (B, C', H/2, W/2) and the results on the way, for the up blocks."""
@@ -264,10 +265,17 @@ class DownBlock2D(_Block):
         return x, skips
 
 
+class ResnetDownsampleBlock2D(DownBlock2D):
+    """The same, but a residual block halves the resolution (Song et al. 2021; Dhariwal and Nichol 2021)."""
+
+    own_sampling = "resnet"
+
+
 class AttnDownBlock2D(DownBlock2D):
-    """The same with attention."""
+    """The same with attention, and with either way to halve the resolution."""
 
     has_attention = True
+    own_sampling = None
 
 
 class UNetMidBlock2D(_Block):
@@ -309,6 +317,7 @@ class UpBlock2D(_Block):
     """
 
     has_attention = False
+    own_sampling: str | None = "conv"
 
     def __init__(
         self, in_channels: int, out_channels: int, skip_channels: list[int], config: BlockConfig, sampling: str | None
@@ -317,10 +326,10 @@ class UpBlock2D(_Block):
         joined = [width + skip for width, skip in zip(widths, skip_channels, strict=True)]
         super().__init__(joined, out_channels, config, self.has_attention)
         self.upsamplers = None
-        if sampling == "resnet" and self.has_attention:
-            self.upsamplers = nn.ModuleList([ResidualBlock(out_channels, out_channels, config, resample=double)])
-        elif sampling is not None:
-            self.upsamplers = nn.ModuleList([Upsample(out_channels)])
+        if sampling is not None:
+            is_residual = (self.own_sampling or sampling) == "resnet"
+            residual = ResidualBlock(out_channels, out_channels, config, resample=double) if is_residual else None
+            self.upsamplers = nn.ModuleList([residual or Upsample(out_channels)])
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
         """x (B, C, H, W) and time (B, E) to (B, C', 2H, 2W); `skips` holds one result for each residual block."""
@@ -329,7 +338,14 @@ class UpBlock2D(_Block):
         return x if self.upsamplers is None else self.upsamplers[0](x, time)
 
 
+class ResnetUpsampleBlock2D(UpBlock2D):
+    """The same, but a residual block doubles the resolution."""
+
+    own_sampling = "resnet"
+
+
 class AttnUpBlock2D(UpBlock2D):
-    """The same with attention."""
+    """The same with attention, and with either way to double the resolution."""
 
     has_attention = True
+    own_sampling = None

@@ -9,11 +9,20 @@ from typing import Any, Final
 DOWN_BLOCKS: Final = {
     "DownBlock2D": "ddpm_hf.models.unet_2d_blocks:DownBlock2D",
     "AttnDownBlock2D": "ddpm_hf.models.unet_2d_blocks:AttnDownBlock2D",
+    "ResnetDownsampleBlock2D": "ddpm_hf.models.unet_2d_blocks:ResnetDownsampleBlock2D",
 }
 UP_BLOCKS: Final = {
     "UpBlock2D": "ddpm_hf.models.unet_2d_blocks:UpBlock2D",
     "AttnUpBlock2D": "ddpm_hf.models.unet_2d_blocks:AttnUpBlock2D",
+    "ResnetUpsampleBlock2D": "ddpm_hf.models.unet_2d_blocks:ResnetUpsampleBlock2D",
 }
+UP_OF_DOWN: Final = dict(zip(DOWN_BLOCKS, UP_BLOCKS, strict=True))
+DOWN_OF_UP: Final = dict(zip(UP_BLOCKS, DOWN_BLOCKS, strict=True))
+"""Which block on one way goes with which on the other."""
+
+OURS_ONLY: Final[dict[str, Any]] = {"patch_size": 1, "time_proj_dim": None}
+"""Keys that diffusers lacks, and the values with which a network is one of diffusers'; then its config is without."""
+
 ACTIVATIONS: Final = {
     "silu": "torch.nn:SiLU",
     "swish": "torch.nn:SiLU",
@@ -35,6 +44,7 @@ _MOST: Final = {
     "layers_per_block": 100,
     "patch_size": 256,
     "time_embedding_dim": MOST_CHANNELS,
+    "time_proj_dim": MOST_CHANNELS,
     "num_class_embeds": 10_000_000,
     "num_train_timesteps": 1_000_000,
 }
@@ -58,12 +68,13 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_channels(config)
     if config["time_embedding_type"] == "learned" and config["num_train_timesteps"] is None:
         raise ValueError("time_embedding_type='learned' needs num_train_timesteps.")
-    first, shift = config["block_out_channels"][0], config["freq_shift"]
-    if config["time_embedding_type"] == "positional" and shift >= first // 2:
-        raise ValueError(
-            f"freq_shift={shift} divides by zero or less with block_out_channels that begin with {first}; make it less "
-            f"than {first // 2}."
-        )
+    waves, shift = config["time_proj_dim"], config["freq_shift"]
+    origin = f"time_proj_dim={waves}"
+    if waves is None:
+        waves = config["block_out_channels"][0]
+        origin = f"block_out_channels that begin with {waves}"
+    if config["time_embedding_type"] == "positional" and shift >= waves // 2:
+        raise ValueError(f"freq_shift={shift} divides by zero or less with {origin}; make it less than {waves // 2}.")
 
 
 def _check_names(config: Mapping[str, Any]) -> None:
@@ -88,7 +99,7 @@ def _check_names(config: Mapping[str, Any]) -> None:
 def check_numbers(config: Mapping[str, Any]) -> None:
     """The part of :func:`check_config` that looks at one number at a time."""
     for key, most in _MOST.items():
-        may_be_none = key in ("time_embedding_dim", "num_class_embeds", "num_train_timesteps")
+        may_be_none = key in ("time_embedding_dim", "time_proj_dim", "num_class_embeds", "num_train_timesteps")
         expected = f"1 or more, and at most {most:,}{', or None' if may_be_none else ''}"
         _check((may_be_none and config[key] is None) or 1 <= (config[key] or 0) <= most, key, config[key], expected)
     size = config["sample_size"]
@@ -108,20 +119,41 @@ def _check_channels(config: Mapping[str, Any]) -> None:
         expected = f"1 or more, and at most {MOST_CHANNELS:,}, on each level"
         _check(1 <= number <= MOST_CHANNELS, "block_out_channels", list(channels), expected)
         _check_groups(number, "norm_num_groups", config["norm_num_groups"])
-    blocks = [*zip(config["down_block_types"], channels, strict=True)]
-    blocks += zip(config["up_block_types"], reversed(channels), strict=True)
-    with_attention = [number for block_type, number in blocks if block_type.startswith("Attn")]
-    if config["mid_block_type"] is not None and config["add_attention"]:
-        with_attention.append(channels[-1])
-        if config["attn_norm_num_groups"] is not None:
-            _check_groups(channels[-1], "attn_norm_num_groups", config["attn_norm_num_groups"])
-    head = config["attention_head_dim"]
-    widest = min(with_attention, default=head)
-    if head is not None and not 1 <= head <= widest:
+    has_attention = levels_with_attention(config)
+    if has_attention[-1] and config["mid_block_type"] is not None and config["attn_norm_num_groups"] is not None:
+        _check_groups(channels[-1], "attn_norm_num_groups", config["attn_norm_num_groups"])
+    given = config["attention_head_dim"]
+    if isinstance(given, list | tuple) and len(given) != len(channels):
         raise ValueError(
-            f"attention_head_dim={head} does not fit into {widest} of block_out_channels; use 1 .. {widest}, or None "
-            "for one head."
+            f"attention_head_dim has {len(given)} entries for {len(channels)} levels; give a number, or one per level."
         )
+    levels = zip(channels, heads_per_level(config), has_attention, strict=True)
+    for widest, head, attends in sorted(levels):  # the narrowest first
+        if head is not None and attends and not 1 <= head <= widest:
+            raise ValueError(
+                f"attention_head_dim={head} does not fit into {widest} of block_out_channels; use 1 .. {widest}, or "
+                "None for one head."
+            )
+
+
+def heads_per_level(config: Mapping[str, Any]) -> list[int | None]:
+    """Channels of an attention head on each level; None for one head."""
+    given = config["attention_head_dim"]
+    return list(given) if isinstance(given, list | tuple) else [given] * len(config["block_out_channels"])
+
+
+def levels_with_attention(config: Mapping[str, Any]) -> list[bool]:
+    """Which levels have attention in one of their blocks, the middle one included."""
+    ways = zip(config["down_block_types"], reversed(config["up_block_types"]), strict=True)
+    found = [any(without_old_prefix(block).startswith("Attn") for block in blocks) for blocks in ways]
+    found[-1] |= config["mid_block_type"] is not None and config["add_attention"]
+    return found
+
+
+def is_diffusers_network(config: Mapping[str, Any]) -> bool:
+    """Whether plain diffusers can say this network in its config."""
+    is_known = all(config.get(key, value) == value for key, value in OURS_ONLY.items())
+    return is_known and not isinstance(config["attention_head_dim"], list | tuple)
 
 
 def _check_groups(channels: int, key: str, groups: int | None) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ddpm_hf.launch import decided_by_main, each_on_its_own
 from ddpm_hf.manifest import weights_hash
+from ddpm_hf.models.embeddings import EmbeddingMLP
 from ddpm_hf.models.network_sizes import FOLLOWING
-from ddpm_hf.models.unet_2d import EmbeddingMLP, UNet2DModel
-from ddpm_hf.models.unet_2d_config import without_old_prefix
+from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.models.unet_2d_config import heads_per_level, levels_with_attention, without_old_prefix
 from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.settings import plain, shown
 from ddpm_hf.training.checkpoint_files import newest_complete
@@ -257,18 +258,16 @@ def _in_full(model: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("down_block_types", "up_block_types"):
         full[key] = [without_old_prefix(block) for block in full[key]]
     full["time_embedding_dim"] = full["time_embedding_dim"] or 4 * full["block_out_channels"][0]
+    full["time_proj_dim"] = full["time_proj_dim"] or full["block_out_channels"][0]
     full["attention_head_dim"] = _heads(full)
     full["act_fn"] = {"swish": "silu"}.get(full["act_fn"].lower(), full["act_fn"].lower())
     return full
 
 
-def _heads(model: Mapping[str, Any]) -> set[tuple[int, int]]:
-    """Channels of levels with attention, and how many channels a head has there."""
-    channels, width = model["block_out_channels"], model["attention_head_dim"]
-    blocks = [*zip(model["down_block_types"], channels, strict=True)]
-    blocks += zip(model["up_block_types"], reversed(channels), strict=True)
-    attended = {number for block, number in blocks if block.startswith("Attn")} | {channels[-1]}
-    return {(number, width or number) for number in attended}
+def _heads(model: Mapping[str, Any]) -> list[int | None]:
+    """How many channels a head has on each level; None where a level has no attention."""
+    levels = zip(model["block_out_channels"], heads_per_level(model), levels_with_attention(model), strict=True)
+    return [(head or channels) if attends else None for channels, head, attends in levels]
 
 
 @torch.no_grad()

@@ -31,6 +31,11 @@ def _has_attention_on(config: Config, side: str) -> bool:
     return any(block.startswith("Attn") for block in config.network[f"{side}_block_types"])
 
 
+def _has_strided_convolution(config: Config) -> bool:
+    residual = ("Resnet", "Attn") if config.network["downsample_type"] == "resnet" else ("Resnet",)
+    return not all(block.startswith(residual) for block in config.network["down_block_types"][:-1])
+
+
 RULES: Final = (
     Rule(("training.vlb_weight",), lambda c: c.training.loss == "hybrid", "training.loss hybrid"),
     Rule(
@@ -80,6 +85,11 @@ RULES: Final = (
         ("model.downsample_type",), lambda c: _has_attention_on(c, "down"), "AttnDownBlock2D in model.down_block_types"
     ),
     Rule(("model.upsample_type",), lambda c: _has_attention_on(c, "up"), "AttnUpBlock2D in model.up_block_types"),
+    Rule(
+        ("model.downsample_padding",),
+        lambda c: _has_strided_convolution(c),
+        "a block in model.down_block_types that halves the resolution by a convolution, such as DownBlock2D",
+    ),
     Rule(
         ("model.downsample_padding", "model.downsample_type", "model.upsample_type"),
         lambda c: len(c.network["block_out_channels"]) > 1,

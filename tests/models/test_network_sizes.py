@@ -71,6 +71,8 @@ def test_what_is_given_stays() -> None:
     assert mirrored["block_out_channels"] == [64, 128, 256]
     upwards = network(64, 64, up_block_types=("AttnUpBlock2D", "UpBlock2D"))
     assert upwards["down_block_types"] == ["DownBlock2D", "AttnDownBlock2D"]
+    residual = network(64, 64, down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"))
+    assert residual["up_block_types"] == ["AttnUpBlock2D", "ResnetUpsampleBlock2D"]
     # The row is that of the size that is given, and so is the network; the data are checked against it elsewhere.
     assert network(64, 64, sample_size=32)["block_out_channels"] == [128, 256, 256, 256]
 

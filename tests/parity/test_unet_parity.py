@@ -12,6 +12,21 @@ from tests.networks import TWO_LEVELS
 TINY: dict[str, Any] = {**TWO_LEVELS, "layers_per_block": 1}
 EVERYWHERE = {"down_block_types": ("AttnDownBlock2D",) * 2, "up_block_types": ("AttnUpBlock2D",) * 2}
 NOWHERE = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+RESIDUAL = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+    "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "block_out_channels": (8, 8, 16),
+}
+GUIDED_DIFFUSION: dict[str, Any] = {
+    **RESIDUAL,
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "resnet_time_scale_shift": "scale_shift",
+    "attn_norm_num_groups": 4,
+    "attention_head_dim": 4,
+    "num_class_embeds": 5,
+    "out_channels": 6,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "heads_of_8": {},
     "one_head": {"attention_head_dim": None},
@@ -30,6 +45,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "padding_0": {"downsample_padding": 0, "freq_shift": 1, "flip_sin_to_cos": False},
     "resnet_sampling": {**EVERYWHERE, "downsample_type": "resnet", "upsample_type": "resnet"},
     "resnet_sampling_without_attention": {**NOWHERE, "downsample_type": "resnet", "upsample_type": "resnet"},
+    "residual_sampling_blocks": RESIDUAL,
+    "residual_sampling_blocks_with_scale_shift": {**RESIDUAL, "resnet_time_scale_shift": "scale_shift"},
+    "guided_diffusion": GUIDED_DIFFUSION,
     "scale_shift": {"resnet_time_scale_shift": "scale_shift"},
     "scale_shift_with_attention_norm": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4},
     "fourier": {"time_embedding_type": "fourier"},
