@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ddpm_hf.progress import Progress
 from ddpm_hf.signals import say, stop_signals
+from ddpm_hf.transfers import Fetched
 
 T = TypeVar("T")
 
@@ -363,6 +364,8 @@ class StopSignal:
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._received = False
+        self._asked: Fetched | None = None
+        self._would_wait = accelerator.device.type != "cpu"
 
     @contextmanager
     def caught(self) -> Iterator[None]:
@@ -383,9 +386,19 @@ class StopSignal:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def agreed(self) -> bool:
-        """Whether any process has received one: the same answer on all of them, which must all ask."""
+    def agreed(self, at_once: bool = True) -> bool:
+        """Whether any process has received one: the same answer on all of them, which must all ask, and alike.
+
+        Args:
+            at_once: False may give the answer to the question before, so that the host need not wait for its device to
+                have this one. (On the CPU it is at hand.)
+        """
         if self._accelerator.num_processes == 1:
             return self._received
-        count = torch.tensor(float(self._received), device=self._accelerator.device)
-        return bool(self._accelerator.reduce(count, reduction="sum") > 0)
+        before, self._asked = self._asked, None
+        count = torch.full((), float(self._received), device=self._accelerator.device)  # filled there, and not copied
+        count = self._accelerator.reduce(count, reduction="sum")
+        if at_once or not self._would_wait:
+            return bool(count > 0)
+        self._asked = Fetched(count)
+        return before is not None and bool(before.get() > 0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
-MAX_ARROWS = 130
+MAX_ARROWS = 132
 MAX_LINES = 420
 MAX_PARAMETERS = 7
 
@@ -23,7 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "images": {"files", "pixels"},
     "signals": set(),
     "progress": set(),
-    "launch": {"progress", "signals"},
+    "transfers": set(),
+    "launch": {"progress", "signals", "transfers"},
     "lock": {"files", "launch"},
     "http_client": set(),
     "recipes": set(),
@@ -42,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": {
         *("files", "hub", "images", "models", "pixels", "randomness", "recipes", "sampling", "schedulers", "settings"),
     },
-    "data": {"diffusion", "files", "launch", "pixels", "progress", "randomness", "settings"},
+    "data": {"diffusion", "files", "launch", "pixels", "progress", "randomness", "settings", "transfers"},
     "assets": {"data", "images", "metrics"},
     "conversion": {"diffusion", "files", "manifest", "models", "pipeline", "schedulers"},
     "training": {

@@ -179,6 +179,32 @@ def test_signals_however_many_are_remembered_and_break_nothing(capfd: pytest.Cap
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_beside_a_device_a_stop_is_answered_at_the_next_question_or_at_once_where_that_is_asked_for() -> None:
+    summed: list[torch.Tensor] = []
+
+    def reduce(count: torch.Tensor, reduction: str) -> torch.Tensor:
+        summed.append(count)
+        return count
+
+    def of(device: str) -> StopSignal:
+        accelerator: Any = SimpleNamespace(num_processes=2, device=torch.device(device), reduce=reduce)
+        stop = StopSignal(accelerator)
+        stop._received = True
+        return stop
+
+    assert not of("meta").agreed(at_once=False)  # asked, and not read
+    assert summed.pop().device.type == "meta"
+    assert of("cpu").agreed(at_once=False)
+    assert of("cpu").agreed()
+    late = of("cpu")
+    late._would_wait = True
+    assert [late.agreed(at_once=False) for _ in range(3)] == [False, True, True]
+    late._received = False
+    assert [late.agreed(at_once=False) for _ in range(3)] == [True, False, False]
+    late._received = True
+    assert late.agreed()
+
+
 def watch_the_end() -> None:
     """The process group must not end before the network that reduces gradients over it."""
     destroy = torch.distributed.destroy_process_group

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
+import ddpm_hf.launch
 import ddpm_hf.training.run
 from ddpm_hf.command_line import ending_in_one_sentence
 from tests.chaos.launched import LAUNCHERS, of_run
@@ -78,6 +80,31 @@ def test_signals_within_a_save_do_not_break_it(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-4", "step-5"}
     assert "Traceback" not in run.said()
     assert run.said().count("stopped by a signal; step 5 of 9 is saved") == 1
+
+
+def signal_late_at_step_3() -> None:
+    """As beside a device, where processes agree a step later that they stop; the signal comes to one of them."""
+    begin, count = ddpm_hf.launch.StopSignal.__init__, ddpm_hf.training.run.Run.count
+
+    def begin_late(self: Any, accelerator: Any) -> None:
+        begin(self, accelerator)
+        self._would_wait = True
+
+    def count_and_signal(self: Any, *arguments: Any) -> None:
+        count(self, *arguments)
+        if self.state.step == 3 and self.accelerator.process_index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    ddpm_hf.launch.StopSignal.__init__ = begin_late  # type: ignore[method-assign]
+    ddpm_hf.training.run.Run.count = count_and_signal  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("steps", "last"), [(9, 4), (3, 3)])
+def test_processes_that_agree_a_step_later_stop_together_and_save(tmp_path: Path, steps: int, last: int) -> None:
+    run = Started(["--training.steps", steps], tmp_path / "run", processes=2, fault=signal_late_at_step_3)
+    assert run.wait() == [75, 75]
+    assert f"stopped by a signal; step {last} of {steps} is saved" in run.said()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{last}"]
 
 
 def start(launcher: str, run: Path, *around: str) -> subprocess.Popen[bytes]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.randomness import BLOCK, drawn_in_blocks, random_stream
+from ddpm_hf.transfers import uploaded
 
 Array = npt.NDArray[np.float64]
 
@@ -112,7 +113,8 @@ class Augmentation:
             return images, None
         table = drawn_in_blocks(start, stop, lambda block: _draw_transforms(self.probability, seed, step, block))
         labels, maps = np.split(table, [NUM_LABELS], axis=1)
-        return transformed(images, labels, maps.reshape(-1, 2, 3)), torch.from_numpy(labels).float().to(images.device)
+        told = uploaded(torch.from_numpy(labels).float(), images.device)
+        return transformed(images, labels, maps.reshape(-1, 2, 3)), told
 
 
 NO_AUGMENTATION: Final = Augmentation()
@@ -133,8 +135,8 @@ def transformed(images: Tensor, labels: Array, maps: Array) -> Tensor:
     images = _where(labels[:, 1] == 1, images.flip(-2), images)
     moved = np.flatnonzero(labels[:, 2:].any(axis=1))
     if len(moved):
-        rows = torch.from_numpy(moved).to(images.device)
-        inverse = torch.from_numpy(maps[moved]).to(images.device, torch.float32)
+        rows = uploaded(torch.from_numpy(moved), images.device)
+        inverse = uploaded(torch.from_numpy(maps[moved]).float(), images.device)
         images = images.index_copy(0, rows, warped(images[rows], inverse))
     return images
 
@@ -261,7 +263,7 @@ def _draw_transforms(probability: float, seed: int, step: int, block: int) -> Ar
 
 def _where(chosen: Any, images: Tensor, others: Tensor) -> Tensor:
     """Those of the first images that are chosen, bool ``(n,)``, and the others of the second."""
-    return torch.where(torch.as_tensor(chosen).to(images.device).view(-1, 1, 1, 1), images, others)
+    return torch.where(uploaded(torch.as_tensor(chosen), images.device).view(-1, 1, 1, 1), images, others)
 
 
 def _rotation(angle: Array) -> Array:

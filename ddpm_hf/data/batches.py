@@ -1,7 +1,7 @@
 """The batch of a training step: which images, and everything random about it, as a function of (step, seed)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from ddpm_hf.data.augmentation import NO_AUGMENTATION, Augmentation
 from ddpm_hf.data.sources import ImageSource
 from ddpm_hf.diffusion.timestep_sampling import TimestepSampler
 from ddpm_hf.randomness import BLOCK, drawn_in_blocks, random_stream
+from ddpm_hf.transfers import SideStream, uploaded
 
 
 @dataclass(frozen=True)
@@ -105,53 +106,76 @@ class Batches:
         self._accelerator = accelerator
         self._process = accelerator.process_index
         self._device = accelerator.device
+        self._side = SideStream(accelerator.device)
 
     def micro_batch(self, step: int, index: int) -> Batch:
         """This process's part of micro-batch ``index`` of ``step``."""
+        return self._begun(step, index)()
+
+    def _begun(self, step: int, index: int) -> Callable[[], Batch]:
+        """A micro-batch but for what may follow from the losses of the steps before; the call adds it."""
         start = (self._process * self.num_micro_batches + index) * self.micro_batch_size
         stop = start + self.micro_batch_size
         images, labels = self.data.batch(step, self.batch_size, start, stop, self.seed)
-        t, flip, noise = draw_randomness(self.seed, step, start, stop, self.data.shape, self.timesteps)
+        drawn, flip, noise = draw_randomness(self.seed, step, start, stop, self.data.shape, self.timesteps)
 
-        x_0 = self.data.format.to_model(images.to(self._device))
+        x_0 = self.data.format.to_model(uploaded(images, self._device))
         x_0, augment_labels = self.augmentation(x_0, flip, self.seed, step, start)
         if labels is not None and self.labels is not None:
             dropped = dropped_labels(self.seed, step, start, stop, self.labels.dropout)
-            labels = labels.masked_fill(dropped, self.labels.no_class).to(self._device)
+            labels = uploaded(labels.masked_fill(dropped, self.labels.no_class), self._device)
         else:
             labels = None
-        weights = self.timesteps.weights(t)
-        return Batch(x_0, t.to(self._device), noise.to(self._device), labels, weights.to(self._device), augment_labels)
+        noise = uploaded(noise, self._device)
+
+        def with_timesteps() -> Batch:
+            t = self.timesteps.to_timesteps(drawn)
+            weights = uploaded(self.timesteps.weights(t), self._device)
+            return Batch(x_0, uploaded(t, self._device), noise, labels, weights, augment_labels)
+
+        return with_timesteps
 
     def of_steps(self, first: int, stop: int) -> Iterator[tuple[int, list[Batch]]]:
         """Steps ``first`` to ``stop - 1``, each with its micro-batches.
 
-        Beside an accelerator the next batch is made while one is used. On the CPU that would only take cores from the
-        network, and where timesteps follow from losses the next batch waits for those of this one.
+        Beside an accelerator the next batch is made while one is used, but for timesteps that follow from the losses of
+        this one. On the CPU that would only take cores from the network.
         """
-        is_made_ahead = self._device.type != "cpu" and not self.timesteps.learns
+        self._side.catch_up()  # with constants that others have made
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-            coming: Future[list[Batch]] | None = None
+            coming: Future[Callable[[], list[Batch]]] | None = None
             for step in range(first, stop):
                 start = time.perf_counter()
-                batches = coming.result() if coming else self._micro_batches(step)
+                finish = coming.result() if coming else self._made(step)
+                with self._side.used():
+                    batches = finish()
+                self._side.hand_over(tensor for batch in batches for tensor in vars(batch).values())
                 self.seconds_waited += time.perf_counter() - start
-                if is_made_ahead and step + 1 < stop:
-                    coming = pool.submit(self._micro_batches, step + 1)
+                if self._device.type != "cpu" and step + 1 < stop:
+                    coming = pool.submit(self._made, step + 1)
                 yield step, batches
 
-    def learn(self, t: Tensor, losses: Tensor) -> None:
+    def learn(self, t: Sequence[Tensor], losses: Sequence[Tensor]) -> None:
         """Tell the timestep sampler the losses of a step. All processes must call it.
 
         Args:
-            t: Timesteps of all this process's micro-batches of the step, in their order.
-            losses: Losses of the same images.
+            t: Timesteps of each of this process's micro-batches of the step.
+            losses: Losses of the same images. The host must have seen that they are computed, as it has where it knows
+                the norm of their gradient: they are read beside whatever the device does by now.
         """
         if self.timesteps.learns:
-            self.timesteps.update(*self._accelerator.gather((t, losses.detach())))
+            with self._side.used():
+                of_all = self._accelerator.gather((torch.cat(list(t)), torch.cat(list(losses)).detach()))
+                self.timesteps.update(*of_all)
 
-    def _micro_batches(self, step: int) -> list[Batch]:
-        return [self.micro_batch(step, index) for index in range(self.num_micro_batches)]
+    def _made(self, step: int) -> Callable[[], list[Batch]]:
+        """As much of the micro-batches of a step as does not follow from losses; the call makes the rest."""
+        with self._side.used():
+            begun = [self._begun(step, index) for index in range(self.num_micro_batches)]
+            if self.timesteps.learns:
+                return lambda: [finish() for finish in begun]
+            batches = [finish() for finish in begun]
+            return lambda: batches
 
 
 def draw_randomness(
@@ -160,17 +184,17 @@ def draw_randomness(
     """Timesteps, flips and noise of samples ``start`` to ``stop - 1`` of the global batch of ``step``.
 
     Returns:
-        int64 ``(n,)`` within 0..T-1, bool ``(n,)``, and standard normal float32 ``(n, *shape)``, n = stop - start.
+        What ``timesteps`` draws, ``(n,)``; bool ``(n,)``; standard normal float32 ``(n, *shape)``; n = stop - start.
         Those of one sample depend on (seed, step, sample) and not on which others are drawn with it.
     """
-    t, flip, noise = [], [], []
+    drawn, flip, noise = [], [], []
     for block in range(start // BLOCK, -(-stop // BLOCK)):
         stream = random_stream("training step", seed, step, block)
-        t.append(timesteps.draw(stream, np.arange(block * BLOCK, (block + 1) * BLOCK)))
+        drawn.append(timesteps.draw(stream, np.arange(block * BLOCK, (block + 1) * BLOCK)))
         flip.append(stream.random(BLOCK) < 0.5)
         noise.append(stream.standard_normal((BLOCK, *shape), dtype=np.float32))
     mine = slice(start % BLOCK, start % BLOCK + stop - start)
-    joined = [torch.from_numpy(np.concatenate(parts)[mine]) for parts in (t, flip, noise)]
+    joined = [torch.from_numpy(np.concatenate(parts)[mine]) for parts in (drawn, flip, noise)]
     return joined[0], joined[1], joined[2]
 
 

@@ -37,15 +37,22 @@ class TimestepSampler:
         self.batch_size = batch_size
 
     def draw(self, stream: np.random.Generator, samples: Array) -> Array:
-        """The timesteps of some samples, int64 of the shape of ``samples``, their places in the global batch."""
+        """The timesteps of some samples, int64 of the shape of ``samples``, their places in the global batch.
+
+        Of a sampler that learns this is what :meth:`to_timesteps` makes them from: it may be drawn a step ahead.
+        """
         return stream.integers(self.num_train_timesteps, size=samples.shape)
+
+    def to_timesteps(self, drawn: Tensor) -> Tensor:
+        """The timesteps of what was drawn, int64 of its shape, when the losses of all steps before are known."""
+        return drawn
 
     def weights(self, t: Tensor) -> Tensor:
         """What the losses at ``t`` count: 1 / (T p(t)), float32 of t's shape, on the CPU."""
         return torch.ones(t.shape)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Take note of the losses of a whole global batch, in its order."""
+        """Take note of the losses of a whole global batch, float32 ``(B,)`` in its order; both may be on a device."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the draws follow from besides (seed, step, sample)."""
@@ -96,10 +103,13 @@ class ImportanceTimesteps(TimestepSampler):
         return by_losses
 
     def draw(self, stream: np.random.Generator, samples: Array) -> Array:
+        """Uniform on [0, 1)."""
+        return stream.random(samples.shape)
+
+    def to_timesteps(self, drawn: Tensor) -> Tensor:
         """By the inverse of the distribution function."""
         cumulated = np.cumsum(self.probabilities())
-        drawn: Array = np.searchsorted(cumulated / cumulated[-1], stream.random(samples.shape), side="right")
-        return drawn
+        return torch.from_numpy(np.searchsorted(cumulated / cumulated[-1], drawn.numpy(), side="right"))
 
     def weights(self, t: Tensor) -> Tensor:
         """1 / (T p(t))."""
@@ -108,7 +118,9 @@ class ImportanceTimesteps(TimestepSampler):
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Each loss takes the place of the oldest one at its timestep."""
-        for time, loss in zip(t.tolist(), losses.tolist(), strict=True):
+        # Both in one copy, for a device is waited for each time; float32 has whole numbers up to 2^24.
+        for time, loss in torch.stack([t.float(), losses.float()]).T.tolist():
+            time = int(time)
             self._losses[time, self._counts[time] % HISTORY] = loss
             self._counts[time] += 1
 

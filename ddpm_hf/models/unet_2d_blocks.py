@@ -143,6 +143,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def cast_as_autocast_would(x: Tensor) -> Tensor:
+    """The input of a matrix product, in the type in which autocast has the product."""
+    kind = x.device.type
+    is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return x.to(torch.get_autocast_dtype(kind)) if is_cast else x
+
+
 class Attention(nn.Module):
     """x + self-attention over all pixels of norm(x), divided by `output_scale`.
 
@@ -174,7 +181,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         normed = x if self.group_norm is None else self.group_norm(x)
-        pixels = normed.flatten(2).transpose(1, 2).contiguous()  # (B, HW, C), copied once and not by each projection
+        # (B, HW, C), cast and copied once and not by each projection
+        pixels = cast_as_autocast_would(normed).flatten(2).transpose(1, 2).contiguous()
         q, k, v = (
             project(pixels).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, HW, head_channels)
             for project in (self.to_q, self.to_k, self.to_v)

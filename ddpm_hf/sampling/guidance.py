@@ -16,9 +16,9 @@ def guided_steps(scheduler: Any, interval: tuple[float, float] | None) -> list[b
         scheduler: Any of diffusers' with alpha bars, its timesteps set; between whole t, log sigma is interpolated.
         interval: The two noise levels; None for guidance at all of them.
     """
+    if interval is None:  # without a look at the timesteps, for which the host would wait for the device
+        return [True] * len(scheduler.timesteps)
     timesteps = np.asarray(scheduler.timesteps.tolist())
-    if interval is None:
-        return [True] * len(timesteps)
     alpha_bars = scheduler.alphas_cumprod.double().cpu().numpy().clip(1e-20, 1 - 1e-20)
     sigmas = np.exp(np.interp(timesteps, np.arange(len(alpha_bars)), 0.5 * np.log(1 / alpha_bars - 1)))
     low, high = interval

@@ -143,9 +143,9 @@ class Run:
             losses: Losses of their images, ``(b,)`` each.
             grad_norm: The norm of the gradient before it was clipped; None if the step was skipped.
         """
-        all_losses, all_t = torch.cat(list(losses)), torch.cat([batch.t for batch in micro_batches])
         if grad_norm is not None:
-            self.setup.batches.learn(all_t, all_losses)
+            self.setup.batches.learn([batch.t for batch in micro_batches], losses)
+        all_losses, all_t = torch.cat(list(losses)), torch.cat([batch.t for batch in micro_batches])
         self.state.count_step(grad_norm is not None)
         weights = torch.cat([batch.weights for batch in micro_batches])
         self.log.add(all_losses, all_t, grad_norm, weights)
@@ -170,8 +170,8 @@ class Run:
         return self.is_last or (self.is_due(self.config.training.checkpoint_every) and not self.state.skipped_in_a_row)
 
     def is_stop_asked(self) -> bool:
-        """Whether any process has received SIGTERM or SIGINT. All processes must call it."""
-        return self._stop.agreed()
+        """Whether any process has received SIGTERM or SIGINT, perhaps a step ago. All processes must call it."""
+        return self._stop.agreed(at_once=self.is_last)
 
     # The services.
 

@@ -108,11 +108,11 @@ def test_steps_come_in_order_made_ahead_or_not(data: ImageData, monkeypatch: pyt
     batches = Batches(data, 8, TimestepSampler(T), 0, one_of(1, accumulation=2))
     made: list[int] = []
 
-    def note(step: int) -> list[Batch]:
+    def note(step: int) -> Any:
         made.append(step)
-        return [batches.micro_batch(step, index) for index in range(2)]
+        return lambda: [batches.micro_batch(step, index) for index in range(2)]
 
-    monkeypatch.setattr(batches, "_micro_batches", note)
+    monkeypatch.setattr(batches, "_made", note)
     monkeypatch.setattr(batches, "_device", torch.device(device))  # on any but the CPU the next batch is made ahead
     taken = []
     for step, micro_batches in batches.of_steps(5, 9):
@@ -129,11 +129,11 @@ def test_what_goes_wrong_in_the_making_of_a_batch_is_raised_to_its_reader(
     batches = Batches(data, 8, TimestepSampler(T), 0, one_of(1))
     monkeypatch.setattr(batches, "_device", torch.device("meta"))
 
-    def broken(step: int) -> list[Batch]:
+    def broken(step: int) -> Any:
         if step == 2:
             raise ValueError("row 7 cannot be decoded")
-        return []
+        return list
 
-    monkeypatch.setattr(batches, "_micro_batches", broken)
+    monkeypatch.setattr(batches, "_made", broken)
     with pytest.raises(ValueError, match="row 7"):
         list(batches.of_steps(0, 9))

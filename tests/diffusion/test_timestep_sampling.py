@@ -1,5 +1,6 @@
 """Timesteps: their laws, unbiased weights, and the same draws however a batch is cut."""
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,8 @@ NAMES = ("uniform", "stratified", "importance")
 
 def drawn(timesteps: TimestepSampler, step: int, batch_size: int, pieces: int = 1) -> torch.Tensor:
     size = batch_size // pieces
-    return torch.cat([draw_randomness(5, step, i * size, (i + 1) * size, (1,), timesteps)[0] for i in range(pieces)])
+    drawn = torch.cat([draw_randomness(5, step, i * size, (i + 1) * size, (1,), timesteps)[0] for i in range(pieces)])
+    return timesteps.to_timesteps(drawn)
 
 
 def taught(num_train_timesteps: int) -> ImportanceTimesteps:
@@ -99,21 +101,51 @@ def test_a_state_goes_on_bitwise() -> None:
     assert torch.equal(drawn(first, 4, 64), drawn(second, 4, 64))
 
 
-def test_the_next_batch_waits_for_the_losses_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even beside an accelerator, where other batches are made ahead."""
+class Noting(ImportanceTimesteps):
+    """Remembers how likely the last timestep was when timesteps were made, and how often was drawn."""
+
+    def __init__(self, num_train_timesteps: int) -> None:
+        super().__init__(num_train_timesteps)
+        self.seen: list[float] = []
+        self.draws = 0
+
+    def draw(self, stream: np.random.Generator, samples: Any) -> Any:
+        self.draws += 1
+        return super().draw(stream, samples)
+
+    def to_timesteps(self, drawn: torch.Tensor) -> torch.Tensor:
+        self.seen.append(self.probabilities()[-1])
+        return super().to_timesteps(drawn)
+
+
+def test_timesteps_wait_for_the_losses_of_this_step_and_all_else_of_the_next_batch_is_made_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     accelerator: Any = SimpleNamespace(
         num_processes=1, process_index=0, gradient_accumulation_steps=1, device=torch.device("cpu"), gather=lambda x: x
     )
     data = ImageData("noise", torch.zeros(8, 1, 2, 2, dtype=torch.uint8), None)
-    timesteps = ImportanceTimesteps(4)
-    batches = Batches(data, 8, timesteps, 0, accelerator)
-    monkeypatch.setattr(batches, "_device", torch.device("meta"))
-    seen = []
-    monkeypatch.setattr(batches, "_micro_batches", lambda step: seen.append(timesteps.probabilities()[3]) or [])
-    for _step, _ in batches.of_steps(0, 2):
-        batches.learn(torch.arange(4).repeat(HISTORY), torch.tensor([1.0, 1.0, 1.0, 50.0]).repeat(HISTORY))
-    assert seen[0] == 0.25
-    assert seen[1] > 0.9
+    batches = Batches(data, 8, Noting(4), 0, accelerator)
+    expected = batches.micro_batch(0, 0)
+    batches.timesteps = timesteps = Noting(4)
+    monkeypatch.setattr(batches, "_device", torch.device("meta"))  # on any but the CPU a batch is made ahead
+    for step, _ in batches.of_steps(0, 2):
+        while timesteps.draws < 2:  # the thread is at it
+            time.sleep(0.001)
+        assert len(timesteps.seen) == step + 1
+        batches.learn([torch.arange(4).repeat(HISTORY)], [torch.tensor([1.0, 1.0, 1.0, 50.0]).repeat(HISTORY)])
+    assert timesteps.seen[0] == 0.25
+    assert timesteps.seen[1] > 0.9
+    assert expected.t.dtype == torch.int64
+
+
+def test_losses_and_their_timesteps_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a device each look is a wait."""
+    looks: list[tuple[int, ...]] = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: looks.append(tuple(tensor.shape)) or tolist(tensor))
+    ImportanceTimesteps(1000).update(torch.tensor([7, 999]), torch.ones(2))
+    assert looks == [(2, 2)]
 
 
 def test_labels_are_dropped_with_their_probability_and_whatever_the_cut() -> None:

@@ -9,10 +9,11 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_hf.files import HASHES
 from ddpm_hf.models.unet_2d import UNet2DModel
-from ddpm_hf.models.unet_2d_blocks import attend
+from ddpm_hf.models.unet_2d_blocks import Attention, attend
 from tests.networks import TWO_LEVELS
 
 CIFAR10: dict[str, Any] = {
@@ -170,6 +171,35 @@ def test_channels_last(unet: UNet2DModel, x: torch.Tensor) -> None:
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     got = unet(x.to(memory_format=torch.channels_last), 3).sample
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+class Casts(TorchDispatchMode):
+    """The shapes of the tensors that are cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function is torch.ops.aten._to_copy.default:
+            self.shapes.append(tuple(arguments[0].shape))
+        return function(*arguments, **(options or {}))
+
+
+def test_attention_casts_its_pixels_once_under_autocast(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
+    attention, x = Attention(8, None, None, 1e-5), torch.randn(2, 8, 3, 5, generator=rng)
+
+    def run() -> tuple[torch.Tensor, int]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+            return attention(x), sum(shape[0] == 2 and len(shape) > 2 for shape in casts.shapes)
+
+    once, count = run()
+    assert count == 1
+    assert attention(x).dtype == torch.float32
+    monkeypatch.setattr("ddpm_hf.models.unet_2d_blocks.cast_as_autocast_would", lambda x: x)
+    by_each, count = run()
+    assert count == 3
+    assert torch.equal(once, by_each)
 
 
 def test_autocast_stays_near(unet: UNet2DModel, x: torch.Tensor) -> None:

@@ -1,6 +1,7 @@
 """Guidance between two noise levels only: which steps that is, and that the others are the network's own."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,6 +42,8 @@ def test_the_noise_levels_are_those_of_the_process() -> None:
     found = guided_steps(scheduler, (sigmas[12], sigmas[5]))
     assert found == [5 <= i < 12 for i in range(20)]  # (low, high]: the low end itself is out
     assert guided_steps(scheduler, None) == [True] * 20
+    unread = SimpleNamespace(timesteps=torch.zeros(7, device="meta"))  # a look at them would wait for a device
+    assert guided_steps(unread, None) == [True] * 7
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
