@@ -28,6 +28,7 @@ from ddpm_hf.command_line import parse_config
 from ddpm_hf.data.sources import ImageData, load_cached_images
 from ddpm_hf.images import from_uint8
 from ddpm_hf.launch import start_processes
+from ddpm_hf.models.unet_2d_config import OURS_ONLY
 from ddpm_hf.training.evaluation import SampleEvaluation
 from ddpm_hf.training.log import read_log
 from ddpm_hf.training.run import Run
@@ -204,7 +205,7 @@ def plain_loop(config: Config, data: ImageData, warmup_steps: int) -> PlainLoop:
     training = config.training
     torch.manual_seed(config.seed)
     return PlainLoop(
-        diffusers.UNet2DModel(**{key: value for key, value in config.model.items() if key != "patch_size"}),
+        diffusers.UNet2DModel(**{key: value for key, value in config.model.items() if key not in OURS_ONLY}),
         from_uint8(data.images),
         training.steps,
         training.batch_size,

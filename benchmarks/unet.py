@@ -31,12 +31,13 @@ from benchmarks.measure import INTERLEAVED, in_new_process, interleave, interlea
 from benchmarks.record import Bar, Record, table
 from ddpm_hf import UNet2DModel
 from ddpm_hf.command_line import parse_config
+from ddpm_hf.models.unet_2d_config import OURS_ONLY
 
 
 def network_of(recipe: str) -> dict[str, Any]:
     """The settings of a recipe's network, as both UNets take them."""
     model = parse_config([], Path(__file__).parents[1] / "configs" / "train" / f"{recipe}.yaml").model
-    return {key: value for key, value in model.items() if key != "patch_size"}
+    return {key: value for key, value in model.items() if key not in OURS_ONLY}
 
 
 CIFAR10, DIGITS = network_of("cifar10"), network_of("digits")

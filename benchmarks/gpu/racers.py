@@ -20,6 +20,7 @@ from ddpm_hf import DDIMScheduler, DDPMScheduler
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.data.sources import ImageData
 from ddpm_hf.images import from_uint8
+from ddpm_hf.models.unet_2d_config import OURS_ONLY
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.training.log import read_log
 from ddpm_hf.training.run import Run
@@ -177,7 +178,7 @@ class Plain:
 
     def __init__(self, config: Config, data: ImageData, accelerator: Accelerator) -> None:
         torch.manual_seed(config.seed)
-        model = {key: value for key, value in config.model.items() if key != "patch_size"}
+        model = {key: value for key, value in config.model.items() if key not in OURS_ONLY}
         unet = diffusers.UNet2DModel(**model).to(accelerator.device)
         images = from_uint8(data.images).to(accelerator.device)
         batch_size = config.training.batch_size
