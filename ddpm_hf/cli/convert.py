@@ -20,18 +20,20 @@ class ConvertConfig:
     """Settings of ddpm-hf-convert.
 
     Args:
-        source: A checkpoint of ddpm-torch, ermongroup/ddim or pytorch_diffusion; the folder of a UNet2DModel or of its
-            pipeline; or a recipe of ddpm-torch (.json).
+        source: A checkpoint of ddpm-torch, ermongroup/ddim, pytorch_diffusion, improved-diffusion or guided-diffusion;
+            the folder of a UNet2DModel or of its pipeline; or a recipe of ddpm-torch (.json).
         destination: Output: a folder for diffusers, a file for other layouts, a .yaml for a recipe. It must not exist.
         to: Layout of the checkpoint to write.
-        recipe: Settings file that the checkpoint was trained with: ddpm-torch's .json or .info, ermongroup/ddim's .yml.
+        recipe: Settings that the checkpoint was trained with: ddpm-torch's .json or .info, ermongroup/ddim's .yml, a
+            .txt with the flags of OpenAI's projects, or the name of a checkpoint that they publish, such as
+            256x256_diffusion.
         sample_size: Side of the checkpoint's images in pixels, if there is no recipe that states it.
         norm_eps: Epsilon of the group norms: 1e-5 for checkpoints of older versions of ddpm-torch; null is 1e-6.
     """
 
     source: Path
     destination: Path
-    to: Literal["diffusers", "ddpm-torch", "ermongroup-ddim"] = "diffusers"
+    to: Literal["diffusers", "ddpm-torch", "ermongroup-ddim", "guided-diffusion"] = "diffusers"
     recipe: Path | None = None
     sample_size: int | None = None
     norm_eps: float | None = None
@@ -44,7 +46,7 @@ class ConvertConfig:
             raise ValueError(f"{given[0]} is for a checkpoint file only; {self.source} needs none, leave it out")
         if self.is_recipe and self.destination.suffix not in (".yaml", ".yml"):
             raise ValueError(f"a recipe becomes a .yaml, and the destination is {self.destination}")
-        if self.to != "diffusers" and self.destination.suffix in (".json", ".yml", ".yaml"):
+        if self.to != "diffusers" and self.destination.suffix in (".json", ".yml", ".yaml", ".txt"):
             raise ValueError(
                 f"{self.destination} is the name of a recipe; give that of a checkpoint, such as .pt or .ckpt"
             )

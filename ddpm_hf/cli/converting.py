@@ -12,7 +12,7 @@ from ddpm_hf.conversion.checkpoints import (
     write_checkpoint,
     write_folder,
 )
-from ddpm_hf.conversion.layouts import LAYOUTS
+from ddpm_hf.conversion.layout_tables import LAYOUTS
 from ddpm_hf.conversion.recipes import to_training_recipe
 
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import torch
 
+from ddpm_hf.conversion.layout_tables import GUIDED_DIFFUSION, GUIDED_DIFFUSION_NEW_ORDER, Layout
 from ddpm_hf.conversion.layouts import (
-    Layout,
     Weights,
     check_expressible,
     layout_of,
@@ -19,7 +19,9 @@ from ddpm_hf.conversion.layouts import (
     unet_config,
     unet_without_memory,
 )
+from ddpm_hf.conversion.openai_flags import PUBLISHED, guided_diffusion_flags
 from ddpm_hf.conversion.pickles import TrainedWeights, as_saved, read_trained_weights, tensors_of, unpickle
+from ddpm_hf.conversion.recipe_terms import ForeignRecipe
 from ddpm_hf.conversion.recipes import ddpm_torch_recipe, ermongroup_recipe, read_recipe
 from ddpm_hf.files import read_json, sha256_of, written_whole
 from ddpm_hf.manifest import read_manifest, weights_hash, write_manifest
@@ -33,9 +35,11 @@ RAW_VARIANT: Final = "non_ema"
 HO_SCHEDULE: Final = "the noise schedule is Ho et al.'s (1000 steps, linear from 0.0001 to 0.02)"
 
 _RAW_FILE: Final = f"diffusion_pytorch_model.{RAW_VARIANT}.safetensors"
+_NEW_ORDER: Final = "use_new_attention_order"
 _RECIPES: Final[dict[str, tuple[str, Callable[[Any, Any], str]]]] = {
     "ddpm-torch": (".json", ddpm_torch_recipe),
     "ermongroup-ddim": (".yml", ermongroup_recipe),
+    "guided-diffusion": (".txt", guided_diffusion_flags),
 }
 
 
@@ -63,7 +67,7 @@ class Checkpoint:
 def read_checkpoint(
     path: Path, recipe_path: Path | None = None, sample_size: int | None = None, norm_eps: float | None = None
 ) -> Checkpoint:
-    """A file that ddpm-torch, ermongroup/ddim or pytorch_diffusion saved.
+    """A file that ddpm-torch, ermongroup/ddim, pytorch_diffusion or one of OpenAI's projects saved.
 
     Args:
         path: Path of the file.
@@ -80,8 +84,8 @@ def read_checkpoint(
     sampled = trained.raw if trained.average is None else trained.average
     assumed = []
     try:
-        layout = layout_of(list(sampled))
-        config = unet_config(layout, sampled)
+        layout = _layout(sampled, recipe, path)
+        config = dict(recipe.model) if recipe and layout.needs_recipe else unet_config(layout, sampled)
         if recipe is None:
             if config["out_channels"] != config["in_channels"]:
                 raise ValueError(
@@ -106,8 +110,11 @@ def read_checkpoint(
     check_expressible(layout, unet.config)
     source = {"layout": layout.name, "source": path.name, "source_sha256": sha256_of(path)}
     if recipe_path is not None:
-        source |= {"recipe": recipe_path.name, "recipe_sha256": sha256_of(recipe_path)}
-    return Checkpoint(unet, DDPMScheduler(**(recipe.diffusion if recipe else {})), raw, source, trained.notes, assumed)
+        source["recipe"] = recipe_path.name
+        if recipe_path.is_file():
+            source["recipe_sha256"] = sha256_of(recipe_path)
+    notes = {**trained.notes, _NEW_ORDER: True} if layout == GUIDED_DIFFUSION_NEW_ORDER else trained.notes
+    return Checkpoint(unet, DDPMScheduler(**(recipe.diffusion if recipe else {})), raw, source, notes, assumed)
 
 
 def read_folder(path: Path) -> Checkpoint:
@@ -183,6 +190,8 @@ def write_checkpoint(checkpoint: Checkpoint, layout: Layout, destination: Path) 
         recipe = make_recipe(unet.config, checkpoint.scheduler.config)
     except ValueError as error:
         raise ValueError(f"{layout.name} has no such model, which {error}") from None
+    if layout is GUIDED_DIFFUSION and checkpoint.notes.get(_NEW_ORDER):
+        layout, recipe = GUIDED_DIFFUSION_NEW_ORDER, f"{recipe}--{_NEW_ORDER} True\n"
     average = to_theirs(layout, unet.state_dict(), unet.config)
     weights = TrainedWeights(average, notes=checkpoint.notes)
     if checkpoint.raw is not None:
@@ -197,6 +206,26 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist, so {path.parent} is not a model's folder")
     return read_json(path)
+
+
+def _layout(weights: Weights, recipe: ForeignRecipe | None, path: Path) -> Layout:
+    """The layout of the weights, as exactly as the recipe knows it.
+
+    Raises:
+        ValueError: the recipe is of another project; or there is none, and the weights alone do not do.
+    """
+    found = layout_of(weights)
+    if recipe is not None and (recipe.layout or found).name == found.name and (recipe.layout or not found.needs_recipe):
+        return recipe.layout or found
+    if recipe is not None:
+        raise ValueError(f"it is a checkpoint of {found.name}, and the recipe is of another project")
+    if found.needs_recipe:
+        name = path.stem if path.stem in PUBLISHED else "flags.txt"
+        raise ValueError(
+            "its weights do not tell how many heads its attention has, nor their order; give the flags that it is "
+            f"sampled with, in a file or by the name of a published checkpoint, such as --recipe {name}"
+        )
+    return found
 
 
 def _check_same_network(wanted: Mapping[str, Any], found: Mapping[str, Any], recipe: Path | None) -> None:

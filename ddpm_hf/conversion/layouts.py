@@ -1,162 +1,36 @@
-"""How other projects name the weights of Ho et al.'s network, and which UNet2DModel config computes the same.
+"""Weights of other projects under our names, and back, and which UNet2DModel config computes the same.
 
-All of them have the one architecture, so a layout is a table of names: docs/conversion.md prints it. Only attention
-needs more than a name: theirs are 1x1 convolutions, ddpm-torch's with query, key and value in one.
+Ports of Ho et al.'s code have the one architecture, and OpenAI's one other, so a layout is a table of names.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import count
-from typing import Any, Final
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ddpm_hf.conversion.layout_tables import GUIDED_DIFFUSION, LAYOUTS, LIKE_HO, Layout
+from ddpm_hf.models.embeddings import SinusoidalEmbedding
 from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.models.unet_2d_config import OURS_ONLY, heads_per_level, levels_with_attention
 
 Weights = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """One project's names.
-
-    Attributes:
-        name: name of the project, as `--to` takes it.
-        signature: a key that only this layout has.
-        stem: our modules outside of levels -> theirs.
-        resnet: parts of a residual block, ours -> theirs.
-        attention: parts of an attention block, ours -> theirs.
-        levels: where the blocks of level i are, j being the place within it: `down`, `up` (i counts from the finest
-            level in both), `downsample`, `upsample`; and for a level with attention `down_resnet`, `down_attention`,
-            `up_resnet`, `up_attention`.
-        norm_eps: possible epsilons of the group norms, which the weights do not tell; that of the newest code first.
-        has_free_time_embedding: the time embedding may have any width; else it is 4 times the first level's.
-    """
-
-    name: str
-    signature: str
-    stem: Mapping[str, str]
-    resnet: Mapping[str, str]
-    attention: Mapping[str, str]
-    levels: Mapping[str, str]
-    norm_eps: tuple[float, ...]
-    has_free_time_embedding: bool
-
-    def place(self, kind: str, i: int, j: int) -> str:
-        """Where block j of level i is; see `levels`."""
-        return self.levels[kind].format(i=i, j=j)
-
-
-DDPM_TORCH: Final = Layout(
-    name="ddpm-torch",
-    signature="in_conv.weight",
-    stem={
-        "conv_in": "in_conv",
-        "time_embedding.linear_1": "embed.0",
-        "time_embedding.linear_2": "embed.2",
-        "mid_block.resnets.0": "middle.0",
-        "mid_block.attentions.0": "middle.1",
-        "mid_block.resnets.1": "middle.2",
-        "conv_norm_out": "out_conv.0",
-        "conv_out": "out_conv.2",
-    },
-    resnet={
-        "norm1": "norm1",
-        "conv1": "conv1",
-        "time_emb_proj": "fc",
-        "norm2": "norm2",
-        "conv2": "conv2",
-        "conv_shortcut": "skip",
-    },
-    attention={"group_norm": "norm", "to_qkv": "project_in", "to_out.0": "project_out"},
-    levels={
-        "down": "downsamples.level_{i}.{j}",
-        "down_resnet": "downsamples.level_{i}.{j}.0",
-        "down_attention": "downsamples.level_{i}.{j}.1",
-        "downsample": "downsamples.level_{i}.{j}.1",
-        "up": "upsamples.level_{i}.{j}",
-        "up_resnet": "upsamples.level_{i}.{j}.0",
-        "up_attention": "upsamples.level_{i}.{j}.1",
-        "upsample": "upsamples.level_{i}.{j}.1",
-    },
-    norm_eps=(1e-6, 1e-5),
-    has_free_time_embedding=True,
-)
-
-ERMONGROUP_DDIM: Final = Layout(
-    name="ermongroup-ddim",
-    signature="temb.dense.0.weight",
-    stem={
-        "conv_in": "conv_in",
-        "time_embedding.linear_1": "temb.dense.0",
-        "time_embedding.linear_2": "temb.dense.1",
-        "mid_block.resnets.0": "mid.block_1",
-        "mid_block.attentions.0": "mid.attn_1",
-        "mid_block.resnets.1": "mid.block_2",
-        "conv_norm_out": "norm_out",
-        "conv_out": "conv_out",
-    },
-    resnet={
-        "norm1": "norm1",
-        "conv1": "conv1",
-        "time_emb_proj": "temb_proj",
-        "norm2": "norm2",
-        "conv2": "conv2",
-        "conv_shortcut": "nin_shortcut",
-    },
-    attention={"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
-    levels={
-        "down": "down.{i}.block.{j}",
-        "down_resnet": "down.{i}.block.{j}",
-        "down_attention": "down.{i}.attn.{j}",
-        "downsample": "down.{i}.downsample.conv",
-        "up": "up.{i}.block.{j}",
-        "up_resnet": "up.{i}.block.{j}",
-        "up_attention": "up.{i}.attn.{j}",
-        "upsample": "up.{i}.upsample.conv",
-    },
-    norm_eps=(1e-6,),
-    has_free_time_embedding=False,
-)
-
-LAYOUTS: Final = {layout.name: layout for layout in (DDPM_TORCH, ERMONGROUP_DDIM)}
-
-LIKE_HO: Final[dict[str, Any]] = {
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "attention_head_dim": None,
-    "norm_num_groups": 32,
-}
-"""The UNet2DModel settings that compute what all layouts do, beside what the shapes of the weights tell.
-
-The strided convolution pads to the right and below, as TensorFlow's SAME does on even sizes; the time embedding has
-its sines first and reaches 1/10000 exactly.
-"""
-_MUST_BE: Final[dict[str, Any]] = {
-    **LIKE_HO,
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "mid_block_type": "UNetMidBlock2D",
-    "mid_block_scale_factor": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "act_fn": ("silu", "swish"),
-    "attn_norm_num_groups": (None, 32),
-    "resnet_time_scale_shift": "default",
-    "add_attention": True,
-    "class_embed_type": None,
-    "num_class_embeds": None,
-}
-
-
-def layout_of(keys: Sequence[str]) -> Layout:
-    """The layout that a checkpoint's keys are of.
+def layout_of(weights: Mapping[str, Tensor]) -> Layout:
+    """The layout that a checkpoint is of.
 
     Raises:
-        ValueError: they are of none, with the reason where the project is known.
+        ValueError: it is of none, with the reason where the project is known.
     """
+    keys = list(weights)
+    if GUIDED_DIFFUSION.signature in keys and not any(key.startswith("output_blocks.") for key in keys):
+        raise ValueError("a noisy classifier of guided-diffusion, which is no network that denoises")
+    if weights.get(GUIDED_DIFFUSION.signature, torch.empty(0)).shape[1:2] == (6,):
+        raise ValueError(
+            "an upsampler of OpenAI's, which sees a small image beside the noisy one, and there is no pipeline for it"
+        )
     for layout in LAYOUTS.values():
         if layout.signature in keys:
             return layout
@@ -232,22 +106,34 @@ def check_expressible(layout: Layout, config: Any) -> None:
         ValueError: with the settings that it lacks.
     """
     wrong = []
-    for key, value in _MUST_BE.items():
+    levels = zip(config.block_out_channels, heads_per_level(config), levels_with_attention(config), strict=True)
+    has_one_head = all(head in (None, width) for width, head, attends in levels if attends)
+    for key, value in layout.must_be.items():
+        found = config.get(key, OURS_ONLY.get(key))
         allowed = value if isinstance(value, tuple) else (value,)
-        if config[key] not in allowed and not (key == "attention_head_dim" and _has_one_head(config)):
-            wrong.append(f"{key}={config[key]!r}, where it has {' or '.join(map(repr, allowed))}")
+        if found not in allowed and not (key == "attention_head_dim" and has_one_head):
+            wrong.append(f"{key}={found!r}, where it has {' or '.join(map(repr, allowed))}")
     if config.norm_eps not in layout.norm_eps:
         wrong.append(f"norm_eps={config.norm_eps}, where it has {' or '.join(map(str, layout.norm_eps))}")
     channels = config.block_out_channels
-    if any(width % channels[0] for width in channels):
-        wrong.append(f"block_out_channels={list(channels)}, where it has multiples of the first")
+    waves = config.get("time_proj_dim") or channels[0]
     mirrored = [kind.replace("Down", "Up") for kind in reversed(config.down_block_types)]
     if list(config.up_block_types) != mirrored:
-        wrong.append("attention at other levels on the way up than on the way down")
-    if not layout.has_free_time_embedding and config.time_embedding_dim not in (None, 4 * channels[0]):
-        wrong.append(f"time_embedding_dim={config.time_embedding_dim}, where it has {4 * channels[0]}")
+        wrong.append("blocks of other kinds on the way up than on the way down")
+    if "downsample_residual" not in layout.levels and any(kind.startswith("Resnet") for kind in mirrored):
+        wrong.append("residual blocks that change the resolution")
+    if not layout.needs_recipe and any(width % channels[0] for width in channels):
+        wrong.append(f"block_out_channels={list(channels)}, where it has multiples of the first")
+    if not layout.has_free_time_embedding and (config.time_embedding_dim or 4 * channels[0]) != 4 * waves:
+        wrong.append(f"time_embedding_dim={config.time_embedding_dim}, where it has {4 * waves}")
     if wrong:
         raise ValueError(f"{layout.name} has no such network: {'; '.join(wrong)}")
+
+
+def heads_by_level(config: Any) -> list[int | None]:
+    """How many heads the attention of each level has, as many as fit; None where there is none."""
+    levels = zip(config.block_out_channels, heads_per_level(config), levels_with_attention(config), strict=True)
+    return [width // (head or width) if attends else None for width, head, attends in levels]
 
 
 def to_ours(layout: Layout, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Weights:
@@ -267,77 +153,124 @@ def to_ours(layout: Layout, weights: Mapping[str, Tensor], config: Mapping[str, 
         key = misshapen[0]
         problems.append(f"{len(misshapen)} of another shape ({key} is {tuple(weights[key].shape)}, not {shapes[key]})")
     if problems:
-        raise ValueError(f"not a whole {layout.name} UNet of {len(shapes)} keys: {', '.join(problems)}")
+        of_recipe = " that the recipe describes" if layout.needs_recipe else ""
+        raise ValueError(f"not a whole {layout.name} UNet of {len(shapes)} keys{of_recipe}: {', '.join(problems)}")
 
     ours: Weights = {}
-    for name, key, is_convolution in _names(layout, unet.config):
-        tensor = weights[key].flatten(1) if is_convolution and weights[key].ndim == 4 else weights[key]
+    for name, key, heads in _names(layout, unet.config):
+        tensor = weights[key].flatten(1) if heads and weights[key].ndim == 2 + layout.projection_axes else weights[key]
         if ".to_qkv." in name:
-            for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
-                ours[name.replace("to_qkv", f"to_{part}")] = chunk.clone()
+            # (heads, 3, channels of a head, ...)
+            stacked = tensor.reshape(heads if layout.is_stacked_by_head else 1, 3, -1, *tensor.shape[1:])
+            for part, rows in zip("qkv", stacked.unbind(1), strict=True):
+                ours[name.replace("to_qkv", f"to_{part}")] = rows.flatten(0, 1).clone()
         else:
             ours[name] = tensor
+    if unet.config.time_embedding_type == "learned":
+        ours["time_proj.weight"] = waves_of_rescaled_times(unet.config).to(next(iter(ours.values())))
     return ours
 
 
 def to_theirs(layout: Layout, weights: Mapping[str, Tensor], config: Any) -> Weights:
-    """The reverse of :func:`to_ours`; `config` is that of the UNet that holds the weights."""
+    """The reverse of :func:`to_ours`; `config` is that of the UNet that holds the weights.
+
+    Raises:
+        ValueError: its table of embedded timesteps is not that of rescaled ones.
+    """
+    if config.time_embedding_type == "learned" and not weights["time_proj.weight"].is_meta:
+        table = weights["time_proj.weight"]
+        if not torch.equal(table, waves_of_rescaled_times(config).to(table)):
+            raise ValueError(
+                f"{layout.name} has no such network: time_proj.weight is learned, where it has the sines and cosines "
+                "of rescaled timesteps"
+            )
     theirs: Weights = {}
-    for name, key, is_convolution in _names(layout, config):
+    for name, key, heads in _names(layout, config):
         if ".to_qkv." in name:
-            tensor = torch.cat([weights[name.replace("to_qkv", f"to_{part}")] for part in "qkv"])
+            groups = heads if layout.is_stacked_by_head else 1
+            parts = [weights[name.replace("to_qkv", f"to_{part}")] for part in "qkv"]
+            stacked = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
+            tensor = torch.stack(stacked, dim=1).flatten(0, 2)
         else:
             tensor = weights[name]
-        theirs[key] = tensor[:, :, None, None] if is_convolution and tensor.ndim == 2 else tensor
+        theirs[key] = tensor[(...,) + (None,) * layout.projection_axes] if heads and tensor.ndim == 2 else tensor
     return theirs
 
 
-def _names(layout: Layout, config: Any) -> Iterator[tuple[str, str, bool]]:
-    """(our parameter, their parameter, it is an attention's projection), for every parameter of the network."""
-    for ours, theirs, parts in _modules(layout, config):
-        is_attention = parts is layout.attention
+def waves_of_rescaled_times(config: Any) -> Tensor:
+    """What OpenAI's networks see of each of T timesteps where T is not 1000: the waves of t 1000 / T, (T, channels).
+
+    diffusers embeds t itself, but for `time_embedding_type` learned it looks t up in a table, which can be this one.
+    """
+    steps, channels = config.num_train_timesteps, config.get("time_proj_dim") or config.block_out_channels[0]
+    embedding = SinusoidalEmbedding(channels, is_cosine_first=True, frequency_shift=0)
+    times: Tensor = torch.arange(steps, dtype=torch.float32, device="cpu") * (1000 / steps)
+    table: Tensor = embedding(times)
+    return table
+
+
+class _Name(NamedTuple):
+    """A parameter here and there; heads of the attention whose projection it is, else 0."""
+
+    ours: str
+    theirs: str
+    heads: int
+
+
+def _names(layout: Layout, config: Any) -> Iterator[_Name]:
+    """Every parameter of the network, but a table of timesteps."""
+    for ours, theirs, parts, heads in _modules(layout, config):
         for our_part, their_part in parts.items():
-            is_projection = is_attention and our_part != "group_norm"
-            for kind in ("weight", "bias"):
-                yield _joined(ours, our_part, kind), _joined(theirs, their_part, kind), is_projection
+            is_projection = parts is layout.attention and our_part != "group_norm"
+            for kind in ("weight",) if ours == "class_embedding" else ("weight", "bias"):
+                found = _joined(ours, our_part, kind), _joined(theirs, their_part, kind)
+                yield _Name(*found, heads if is_projection else 0)
 
 
-def _modules(layout: Layout, config: Any) -> Iterator[tuple[str, str, Mapping[str, str]]]:
-    """(our module, theirs, the names of its parts, or one empty name for a module without parts)."""
+def _modules(layout: Layout, config: Any) -> Iterator[tuple[str, str, Mapping[str, str], int]]:
+    """(our module, theirs, the names of its parts, or one empty name for a module without parts, heads)."""
     single = {"": ""}
     plain = {ours: theirs for ours, theirs in layout.resnet.items() if ours != "conv_shortcut"}
+    heads = [number or 0 for number in heads_by_level(config)]
     for ours, theirs in layout.stem.items():
+        if ours == "class_embedding" and config.num_class_embeds is None:
+            continue
         parts = plain if ".resnets." in ours else layout.attention if ".attentions." in ours else single
-        yield ours, theirs, parts
+        yield ours, theirs, parts, heads[-1]
 
     channels, layers = list(config.block_out_channels), config.layers_per_block
     levels = len(channels)
     for i in range(levels):
         has_attention = config.down_block_types[i].startswith("Attn")
         down, up = f"down_blocks.{i}", f"up_blocks.{levels - 1 - i}"
+        first = {"down": 1 + i * (layers + 1), "up": (levels - 1 - i) * (layers + 1)}
         for way, block, blocks in (("down", down, layers), ("up", up, layers + 1)):
             for j in range(blocks):
                 # On the way up a block's input is wider than its output, by the skip connection.
                 keeps_width = way == "down" and (j > 0 or channels[i] == channels[max(i - 1, 0)])
-                resnet = layout.place(f"{way}_resnet" if has_attention else way, i, j)
-                yield f"{block}.resnets.{j}", resnet, plain if keeps_width else layout.resnet
+                at = (i, j, first[way] + j)
+                resnet = layout.place(f"{way}_resnet" if has_attention else way, *at)
+                yield f"{block}.resnets.{j}", resnet, plain if keeps_width else layout.resnet, 0
                 if has_attention:
-                    yield f"{block}.attentions.{j}", layout.place(f"{way}_attention", i, j), layout.attention
-        if i < levels - 1:
-            yield f"{down}.downsamplers.0.conv", layout.place("downsample", i, layers), single
-        if i > 0:
-            yield f"{up}.upsamplers.0.conv", layout.place("upsample", i, layers + 1), single
+                    attention = layout.place(f"{way}_attention", *at)
+                    yield f"{block}.attentions.{j}", attention, layout.attention, heads[i]
+        for way, block, is_there in (("down", f"{down}.down", i < levels - 1), ("up", f"{up}.up", i > 0)):
+            if is_there:
+                place = {"i": i, "j": layers + (way == "up"), "n": first[way] + layers, "k": 1 + has_attention}
+                if samples_by_residual_blocks(config, i, way):
+                    yield f"{block}samplers.0", layout.place(f"{way}sample_residual", **place), plain, 0
+                else:
+                    yield f"{block}samplers.0.conv", layout.place(f"{way}sample", **place), single, 0
+
+
+def samples_by_residual_blocks(config: Any, level: int, way: str) -> bool:
+    """Whether a level's blocks on the way down or up change the resolution by a residual block."""
+    kind: str = config.down_block_types[level]
+    return kind.startswith("Resnet") or (kind.startswith("Attn") and bool(config[f"{way}sample_type"] == "resnet"))
 
 
 def _joined(*names: str) -> str:
     return ".".join(name for name in names if name)
-
-
-def _has_one_head(config: Any) -> bool:
-    """Whether heads of attention_head_dim channels come to one head wherever there is attention."""
-    kinds = zip(config.down_block_types, config.block_out_channels, strict=True)
-    widths = {width for kind, width in kinds if kind.startswith("Attn")} | {config.block_out_channels[-1]}
-    return widths == {config.attention_head_dim}
 
 
 def unet_without_memory(config: Mapping[str, Any]) -> UNet2DModel:

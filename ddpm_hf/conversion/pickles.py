@@ -3,6 +3,7 @@
 ddpm-torch          {"model": weights, "ema": {"shadow": average, "decay", "num_updates"}, "epoch", "optimizer", ...}
 ermongroup/ddim     [weights, optimizer, epoch, step, average]
 pytorch_diffusion   weights
+OpenAI's            weights
 """
 
 import pickle
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_hf.conversion.layouts import DDPM_TORCH, Layout, Weights
+from ddpm_hf.conversion.layout_tables import DDPM_TORCH, GUIDED_DIFFUSION, Layout
+from ddpm_hf.conversion.layouts import Weights
 
 TENSORFLOW_FILE: Final = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 
@@ -85,6 +87,8 @@ def as_saved(layout: Layout, weights: TrainedWeights) -> Any:
         return content
     if average is None:
         return raw
+    if layout.name == GUIDED_DIFFUSION.name:  # whose averages are files of their own, and are what is sampled from
+        return average
     parallel = {f"module.{key}": tensor for key, tensor in raw.items()}
     return [parallel, {}, notes.get("epoch", 0), notes.get("step", 0), average]
 

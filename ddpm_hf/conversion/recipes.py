@@ -1,4 +1,4 @@
-"""Settings files of other projects: ddpm-torch's .json and ermongroup/ddim's .yml, read and written.
+"""Settings files of other projects: ddpm-torch's .json and ermongroup/ddim's .yml, read and written; OpenAI's flags.
 
 Of a checkpoint they say what its weights do not: the images' size, dropout and the noise schedule. A ddpm-torch recipe
 also becomes one of configs/train.
@@ -6,17 +6,14 @@ also becomes one of configs/train.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 import yaml
 
-from ddpm_hf.conversion.layouts import DDPM_TORCH, LIKE_HO
-from ddpm_hf.diffusion.noise_schedules import make_betas
-
-Section = dict[str, Any]
+from ddpm_hf.conversion.layout_tables import DDPM_TORCH, LIKE_HO
+from ddpm_hf.conversion.openai_flags import PUBLISHED, parse_flags, read_flags
+from ddpm_hf.conversion.recipe_terms import Dataset, ForeignRecipe, Section, check_schedule, levels_of
 
 DDPM_TORCH_SCHEDULES: Final = {
     "linear": "linear",
@@ -39,16 +36,6 @@ PREDICTION_TYPES: Final = {"eps": "epsilon", "x_0": "sample", "mean": "posterior
 VARIANCE_TYPES: Final = {"fixed-small": "fixed_small", "fixed-large": "fixed_large", "learned": "learned"}
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """One of ddpm-torch's data sets: its number of training images, and the same images by way of the Hub."""
-
-    size: int
-    channels: int
-    resolution: int
-    data: Mapping[str, Any]
-
-
 DATASETS: Final = {
     "mnist": Dataset(60_000, 1, 32, {"name": "ylecun/mnist", "resolution": 32}),
     "cifar10": Dataset(50_000, 3, 32, {"name": "uoft-cs/cifar10", "random_flip": True}),
@@ -62,51 +49,58 @@ DATASETS: Final = {
 }
 
 
-@dataclass(frozen=True)
-class ForeignRecipe:
-    """What a settings file says, in our terms.
-
-    Attributes:
-        model: UNet2DModel keys; those that weights tell too are there to be compared with them.
-        diffusion: DDPMScheduler keys.
-        dataset: one of `DATASETS`, if it is named and is one.
-        train: ddpm-torch's section of that name, as it stands.
-    """
-
-    model: Section
-    diffusion: Section
-    dataset: Dataset | None = None
-    train: Section | None = None
-
-
 def read_recipe(path: Path) -> ForeignRecipe:
-    """A ddpm-torch recipe (.json, or the .info that its training writes) or one of ermongroup/ddim (.yml, .yaml).
+    """A ddpm-torch recipe (.json, or the .info that its training writes), one of ermongroup/ddim (.yml, .yaml), flags
+    of improved-diffusion or guided-diffusion (.txt), or the name of a checkpoint that these publish.
 
     Raises:
         ValueError: it is not such a file, or asks for what has no counterpart here, in one sentence.
         FileNotFoundError: it is not there.
     """
-    is_json = path.suffix in (".json", ".info")
-    if not is_json and path.suffix not in (".yml", ".yaml"):
-        raise ValueError(f"{path} is no recipe; give ddpm-torch's .json or .info, or ermongroup/ddim's .yml")
+    if str(path) in PUBLISHED and not path.exists():
+        return read_flags(PUBLISHED[str(path)])
+    readers = {".json": _from_json, ".info": _from_json, ".yml": _from_yaml, ".yaml": _from_yaml, ".txt": _from_flags}
+    if path.suffix not in readers:
+        raise ValueError(
+            f"{path} is no recipe; give ddpm-torch's .json or .info, ermongroup/ddim's .yml, a .txt of OpenAI's flags, "
+            f"or the name of one of OpenAI's checkpoints ({', '.join(PUBLISHED)})"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"the recipe {path} does not exist")
     try:
-        content = json.loads(path.read_text()) if is_json else yaml.safe_load(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"the recipe {path} is not {'JSON' if is_json else 'YAML'} ({' '.join(str(error).split())})"
-        ) from None
-    try:
-        if not isinstance(content, dict):
-            raise ValueError(f"holds {type(content).__name__}, not settings")
-        return _ddpm_torch(content, path.stem) if is_json else _ermongroup(content)
+        return readers[path.suffix](path)
     except ValueError as error:
         raise ValueError(f"the recipe {path} {error}") from None
     except KeyError as error:
         raise ValueError(f"the recipe {path} lacks {error.args[0]!r}") from None
     except (TypeError, AttributeError) as error:
         raise ValueError(f"the recipe {path} has a value of the wrong kind ({error})") from None
+
+
+def _from_json(path: Path) -> ForeignRecipe:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"is not JSON ({' '.join(str(error).split())})") from None
+    return _ddpm_torch(_settings(content), path.stem)
+
+
+def _from_yaml(path: Path) -> ForeignRecipe:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"is not YAML ({' '.join(str(error).split())})") from None
+    return _ermongroup(_settings(content))
+
+
+def _from_flags(path: Path) -> ForeignRecipe:
+    return read_flags(parse_flags(path.read_text()))
+
+
+def _settings(content: Any) -> Section:
+    if not isinstance(content, dict):
+        raise ValueError(f"holds {type(content).__name__}, not settings")
+    return content
 
 
 def _ddpm_torch(content: Section, stem: str) -> ForeignRecipe:
@@ -145,7 +139,7 @@ def _ddpm_torch(content: Section, stem: str) -> ForeignRecipe:
         **({"sample_size": dataset.resolution} if dataset else {}),
         "in_channels": in_channels,
         "out_channels": in_channels * (2 if diffusion["variance_type"] == "learned" else 1),
-        **_levels([network["hid_channels"] * multiplier for multiplier in multipliers], attention),
+        **levels_of([network["hid_channels"] * multiplier for multiplier in multipliers], attention),
         "layers_per_block": network["num_res_blocks"],
         "time_embedding_dim": None if time_channels == 4 * network["hid_channels"] else time_channels,
         "dropout": network.get("drop_rate", 0.0),
@@ -173,7 +167,7 @@ def _ermongroup(content: Section) -> ForeignRecipe:
             "sample_size": size,
             "in_channels": network["in_channels"],
             "out_channels": network["out_ch"],
-            **_levels(channels, attention),
+            **levels_of(channels, attention),
             "layers_per_block": network["num_res_blocks"],
             "dropout": network.get("dropout", 0.0),
         },
@@ -300,30 +294,15 @@ def ermongroup_recipe(unet: Any, scheduler: Any) -> str:
     return text
 
 
-def _levels(channels: list[int], attention: list[bool]) -> Section:
-    kinds = ["Attn" if has else "" for has in attention]
-    return {
-        "block_out_channels": channels,
-        "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
-        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
-    }
-
-
 def _process(scheduler: Any, schedules: Mapping[str, str]) -> Section:
     """The forward process of a scheduler's config in the names of Ho et al.'s code."""
     name = _choose("beta_schedule", scheduler.beta_schedule, {ours: theirs for theirs, ours in schedules.items()})
-    parts = (scheduler.num_train_timesteps, scheduler.beta_start, scheduler.beta_end)
-    if scheduler.trained_betas is not None:
-        betas = torch.tensor(scheduler.trained_betas, dtype=torch.float64)
-        if not torch.equal(betas, make_betas(scheduler.beta_schedule, *parts)):
-            raise ValueError("has trained_betas of its own, and a recipe only names a schedule")
-    if scheduler.get("rescale_betas_zero_snr", False):
-        raise ValueError("has rescale_betas_zero_snr, which the other project lacks")
+    check_schedule(scheduler)
     return {
         "beta_schedule": name,
-        "beta_start": parts[1],
-        "beta_end": parts[2],
-        "num_train_timesteps": parts[0],
+        "beta_start": scheduler.beta_start,
+        "beta_end": scheduler.beta_end,
+        "num_train_timesteps": scheduler.num_train_timesteps,
     }
 
 
