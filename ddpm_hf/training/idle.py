@@ -138,6 +138,19 @@ def idle_settings(config: Config) -> dict[str, str]:
     }
 
 
+def idle_on(device: str, config: Config) -> list[str]:
+    """A sentence on each setting that does nothing on a type of device, ``cpu`` or another."""
+    only_there = {
+        "tf32": "chooses a type of products of NVIDIA GPUs",
+        "deterministic": "chooses among algorithms of CUDA",
+    }
+    return [
+        f"training.{name} is true and does nothing on {device}: it {what}"
+        for name, what in only_there.items()
+        if getattr(config.training, name) and device != "cuda"
+    ]
+
+
 def without_effect(config: Config) -> dict[str, str]:
     """Settings that do nothing, whatever their value: what each would act with.
 

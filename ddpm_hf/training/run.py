@@ -21,6 +21,7 @@ from ddpm_hf.metrics.figures import save_curve, save_losses
 from ddpm_hf.metrics.table import HELD_OUT, SAMPLES, SCORES, ScoreKind
 from ddpm_hf.progress import bar_of, duration, rate
 from ddpm_hf.randomness import seed_from
+from ddpm_hf.training.bits import repeatable
 from ddpm_hf.training.checkpoints import SaveError, averages_of, save_pipeline
 from ddpm_hf.training.dispensable import Dispensable
 from ddpm_hf.training.log import MetricsLog, read_log
@@ -101,9 +102,9 @@ class Run:
     @contextmanager
     def under_way(self) -> Iterator[None]:
         """Within the context a signal lets the step end first, and an end before the last step is pushed too."""
-        model = self.setup.model
+        model, is_on_cuda = self.setup.model, self.accelerator.device.type == "cuda"
         model.train()
-        with self._stop.caught():
+        with self._stop.caught(), repeatable(self.config.training.deterministic and is_on_cuda):
             try:
                 yield
             except (Stopped, FloatingPointError, SaveError) as end:

@@ -72,6 +72,8 @@ class TrainingConfig:
         channels_last: Store images and weights in the order (batch, height, width, channel).
         gradient_checkpointing: Compute the activations inside each block again in the backward pass, to save memory.
         tf32: Let float32 products on NVIDIA GPUs be rounded to 10 bits of mantissa, which is faster.
+        deterministic: Take only algorithms of CUDA that give the same bits in every run; slower, and not needed on the
+            CPU, whose bits are the same anyway.
     """
 
     steps: int = 800_000
@@ -102,6 +104,7 @@ class TrainingConfig:
     channels_last: bool = False
     gradient_checkpointing: bool = False
     tf32: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoints_total_limit"):

@@ -27,6 +27,7 @@ from ddpm_hf.sampling.samplers import check_start, make_scheduler
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.training.base_model import BaseModel, inherited, load_base_model, settled, start_from
+from ddpm_hf.training.bits import reserve_workspace
 from ddpm_hf.training.changes import changes, refused_changes
 from ddpm_hf.training.checkpoint_files import record_of, step_of
 from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, restore
@@ -34,7 +35,7 @@ from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.evaluation import SampleEvaluation
 from ddpm_hf.training.folder import refuse_to_replace
 from ddpm_hf.training.held_out import HeldOutLoss, held_out_images
-from ddpm_hf.training.idle import idle_settings, without_effect
+from ddpm_hf.training.idle import idle_on, idle_settings, without_effect
 from ddpm_hf.training.needs import check_batch, check_needs
 from ddpm_hf.training.optimization import check_fit, check_optimizer, make_optimizer, objective_of, prepare_network
 from ddpm_hf.training.publish import download_checkpoint
@@ -106,6 +107,8 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         ValueError: settings, data, launcher or checkpoint do not go together.
     """
     training, show_progress = config.training, shows_progress(config, accelerator)
+    if training.deterministic:
+        reserve_workspace()
     if not (show_progress and has_terminal()):
         datasets.disable_progress_bars()
     place, notes = environment(accelerator), differences_from_launcher(accelerator)
@@ -125,6 +128,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
     if not is_known:
         check_needs(config, accelerator)
     notes += [note for name, note in idle_settings(config).items() if name not in inherited(asked)]
+    notes += idle_on(accelerator.device.type, config)
     check_batch(data.shape, training, accelerator)
     torch.manual_seed(seed_from("weights", config.seed))
     unet = UNet2DModel(**config.model)
