@@ -5,7 +5,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -261,16 +261,21 @@ def test_settings_that_do_not_work_leave_nothing(
     assert not (tmp_path / "bad").exists()
 
 
+def break_batches(monkeypatch: pytest.MonkeyPatch, change: Callable[[Batch], Batch], steps: Collection[int]) -> None:
+    """Change what the loop is given at some steps."""
+    of_steps = Batches.of_steps
+
+    def broken(self: Batches, first: int, stop: int) -> Iterator[tuple[int, list[Batch]]]:
+        for step, batches in of_steps(self, first, stop):
+            yield step, [change(batch) if step in steps else batch for batch in batches]
+
+    monkeypatch.setattr(Batches, "of_steps", broken)
+
+
 def test_steps_without_a_finite_gradient_are_skipped_counted_and_logged(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = Batches.micro_batch
-
-    def broken(self: Batches, step: int, index: int) -> Batch:
-        batch = draw(self, step, index)
-        return replace(batch, x_0=batch.x_0 * math.inf) if step in (2, 3) else batch
-
-    monkeypatch.setattr(Batches, "micro_batch", broken)
+    break_batches(monkeypatch, lambda batch: replace(batch, x_0=batch.x_0 * math.inf), steps=(2, 3))
     run = train("some", "--training.max_skipped_steps", "2")
     assert [line["skipped_steps"] for line in log_of(run)] == [0, 0, 1, 1, 0, 0]
     assert [line["loss"] is None for line in log_of(run)] == [False, False, True, True, False, False]
@@ -283,13 +288,7 @@ def test_steps_without_a_finite_gradient_are_skipped_counted_and_logged(
 def test_a_run_whose_last_steps_trained_nothing_is_no_success(
     train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
-    draw = Batches.micro_batch
-
-    def broken(self: Batches, step: int, index: int) -> Batch:
-        batch = draw(self, step, index)
-        return replace(batch, x_0=batch.x_0 * math.inf) if step >= first else batch
-
-    monkeypatch.setattr(Batches, "micro_batch", broken)
+    break_batches(monkeypatch, lambda batch: replace(batch, x_0=batch.x_0 * math.inf), range(first, STEPS))
     with pytest.raises(SystemExit) as ended:
         train("some", "--training.max_skipped_steps", str(STEPS))
     assert ended.value.code == 1
@@ -300,16 +299,7 @@ def test_a_run_whose_last_steps_trained_nothing_is_no_success(
 def test_too_many_skipped_steps_end_the_run_and_keep_the_last_good_checkpoint(
     train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = Batches.micro_batch
-    monkeypatch.setattr(
-        Batches,
-        "micro_batch",
-        lambda self, step, index: (
-            replace(draw(self, step, index), noise=torch.full((16, 1, 8, 8), math.nan))
-            if step >= 2
-            else draw(self, step, index)
-        ),
-    )
+    break_batches(monkeypatch, lambda batch: replace(batch, noise=batch.noise * math.nan), range(2, STEPS))
     with pytest.raises(SystemExit) as ended:
         train("bad", "--training.max_skipped_steps", "2", "--training.checkpoint_every", "1")
     assert ended.value.code == 1
