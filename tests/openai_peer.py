@@ -33,6 +33,8 @@ class OpenAINetwork:
         classes: number of classes.
         learns_variance: six outputs.
         time_factor: the embedding sees the timestep times this.
+        answers: outputs of a classifier, which ends after the middle; None for a network that denoises.
+        last_pixels: pixels of the last level, for a classifier.
     """
 
     width: int
@@ -46,6 +48,8 @@ class OpenAINetwork:
     classes: int | None = None
     learns_variance: bool = True
     time_factor: float = 1.0
+    answers: int | None = None
+    last_pixels: int = 0
 
     def shapes(self) -> Shapes:
         """Every parameter."""
@@ -91,6 +95,12 @@ class OpenAINetwork:
         residual("middle_block.0", c, c)
         attention("middle_block.1", c)
         residual("middle_block.2", c, c)
+        if self.answers is not None:
+            layer("out.0", c)
+            found["out.2.positional_embedding"] = (c, self.last_pixels + 1)
+            layer("out.2.qkv_proj", 3 * c, c, 1)
+            layer("out.2.c_proj", self.answers, c, 1)
+            return found
         n = 0
         for i in range(last, -1, -1):
             for j in range(self.layers + 1):
@@ -190,6 +200,15 @@ class OpenAINetwork:
                 x = residual(name, x, halve) if self.is_residual else conv(f"{name}.op", x, stride=2)
                 skips.append(x)
         x = residual("middle_block.2", attention("middle_block.1", residual("middle_block.0", x), self.heads[-1]))
+        if self.answers is not None:
+            x = F.silu(norm("out.0", x)).flatten(2)
+            x = torch.cat([x.mean(dim=2)[:, :, None], x], dim=2) + weights["out.2.positional_embedding"]
+            stacked = F.conv1d(x, weights["out.2.qkv_proj.weight"], weights["out.2.qkv_proj.bias"])
+            mixed = []
+            for q, k, v in zip(*(part.split(64, dim=1) for part in stacked.chunk(3, dim=1)), strict=True):
+                mixed.append(v @ (q.mT @ k / 8).softmax(dim=2).mT)
+            answers = F.conv1d(torch.cat(mixed, dim=1), weights["out.2.c_proj.weight"], weights["out.2.c_proj.bias"])
+            return answers[:, :, 0]
         for n, i in enumerate(sorted(list(range(last + 1)) * (self.layers + 1), reverse=True)):
             x = residual(f"output_blocks.{n}.0", torch.cat([x, skips.pop()], dim=1))
             if i in self.attended:

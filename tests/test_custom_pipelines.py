@@ -12,6 +12,8 @@ from torch import Tensor
 
 import ddpm_hf
 from ddpm_hf import DDIMScheduler, DDPMCustomPipeline, DDPMScheduler, UNet2DModel
+from ddpm_hf.models.noisy_classifier import NoisyClassifier
+from ddpm_hf.models.unet_2d import UNet2DOutput
 from ddpm_hf.recipes import PIPELINES as PIPELINE_FILES
 from ddpm_hf.recipes import names_of
 from tests.networks import TWO_LEVELS
@@ -70,6 +72,63 @@ def test_ddim_encodes_and_interpolates(loader: Any, folder: str, tmp_path: Path)
         assert (end - expected).abs().mean() < 0.05 * 127.5
     pipe.save_pretrained(tmp_path / "saved")
     assert type(DDPMCustomPipeline.from_pretrained(tmp_path / "saved").scheduler) is DDIMScheduler
+
+
+class Normal(UNet2DModel):  # type: ignore[misc]  # diffusers is untyped
+    """Knows its data: every pixel is normal with variance 0.04."""
+
+    def forward(self, sample: Tensor, timestep: Any, class_labels: Any = None, return_dict: bool = True) -> Any:
+        alpha_bar = DDPMScheduler().diffusion.alpha_bar(int(timestep)).to(sample)
+        noise = (1 - alpha_bar).sqrt() / (0.04 * alpha_bar + 1 - alpha_bar) * sample
+        return UNet2DOutput(torch.cat([noise, torch.zeros_like(noise)], dim=1))
+
+
+def tilt(x: Tensor, t: Tensor) -> Tensor:
+    """log p of class 0 up to a constant: the mean of 3 x_0 over what x_t leaves open. That of class 1 is nearly 0."""
+    alpha_bar = DDPMScheduler().alphas_cumprod[t][:, None]
+    expected = 0.04 * alpha_bar.sqrt() / (0.04 * alpha_bar + 1 - alpha_bar) * x.flatten(1)
+    return torch.stack([3 * expected.sum(dim=1) - 1e4, torch.zeros(len(x))], dim=1)
+
+
+@LOADERS
+def test_classifier_guidance(loader: Any, folder: str) -> None:
+    """Of normal data with variance v, that weighted by exp(a x_0) have the mean a v: here 3 x 0.04."""
+    DDPMCustomPipeline(UNet2DModel(**TWO_LEVELS, sample_size=8, out_channels=6), DDPMScheduler()).save_pretrained(
+        f"{folder}/normal"
+    )
+    pipe = load(loader, f"{folder}/normal", "classifier_guidance")
+    pipe.register_modules(unet=Normal.from_config(pipe.unet.config), scheduler=DDIMScheduler(clip_sample=False))
+
+    def mean(scale: float) -> float:
+        images = pipe([0] * 8, tilt, scale, seeds=range(8), num_inference_steps=50, output_type="pt").images
+        return float((2 * images - 1).mean())
+
+    plain, once, twice = mean(0), mean(1), mean(2)
+    assert abs(plain) < 0.02
+    assert once - plain == pytest.approx(0.12, rel=0.03)
+    assert twice - plain == pytest.approx(0.24, rel=0.03)
+    assert not pipe.unet._forward_hooks
+
+    with pytest.raises(ValueError, match=r"class_labels=\[2\] are not all of the classes 0 .. 1"):
+        pipe([2], tilt, num_inference_steps=2)
+    with pytest.raises(ValueError, match="either a classifier or a guidance_scale"):
+        pipe([0], tilt, guidance_scale=2.0)
+    pipe.scheduler = DDIMScheduler(prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="prediction_type is 'v_prediction', and classifier guidance"):
+        pipe([0], tilt)
+
+
+def test_classifier_guidance_of_a_network_that_knows_classes(folder: str) -> None:
+    pipe = load(DDPMCustomPipeline, f"{folder}/conditional", "classifier_guidance")
+    pipe.scheduler = DDIMScheduler()
+    classifier = NoisyClassifier(
+        *(8, 3, 4, ("DownBlock2D", "AttnDownBlock2D"), (8, 16), 1, "conv", 8, 4), time_proj_dim=8
+    ).eval()
+    options = {"seeds": [0, 1], "num_inference_steps": 4, "output_type": "pt"}
+    drawn = {scale: pipe([0, 2], classifier, scale, **options).images for scale in (0.0, 50.0)}
+    plain = DDPMCustomPipeline(pipe.unet, pipe.scheduler)(class_labels=[0, 2], **options).images
+    torch.testing.assert_close(drawn[0.0], plain)
+    assert (drawn[50.0] - plain).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", names_of(PIPELINE_FILES))

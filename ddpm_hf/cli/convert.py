@@ -21,7 +21,8 @@ class ConvertConfig:
 
     Args:
         source: A checkpoint of ddpm-torch, ermongroup/ddim, pytorch_diffusion, improved-diffusion or guided-diffusion;
-            the folder of a UNet2DModel or of its pipeline; or a recipe of ddpm-torch (.json).
+            a noisy classifier of the last; the folder of a UNet2DModel or of its pipeline; or a recipe of ddpm-torch
+            (.json).
         destination: Output: a folder for diffusers, a file for other layouts, a .yaml for a recipe. It must not exist.
         to: Layout of the checkpoint to write.
         recipe: Settings that the checkpoint was trained with: ddpm-torch's .json or .info, ermongroup/ddim's .yml, a

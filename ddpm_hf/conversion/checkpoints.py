@@ -20,11 +20,12 @@ from ddpm_hf.conversion.layouts import (
     unet_without_memory,
 )
 from ddpm_hf.conversion.openai_flags import PUBLISHED, guided_diffusion_flags
-from ddpm_hf.conversion.pickles import TrainedWeights, as_saved, read_trained_weights, tensors_of, unpickle
+from ddpm_hf.conversion.pickles import TrainedWeights, as_saved, tensors_of, unpickle
 from ddpm_hf.conversion.recipe_terms import ForeignRecipe
 from ddpm_hf.conversion.recipes import ddpm_torch_recipe, ermongroup_recipe, read_recipe
 from ddpm_hf.files import read_json, sha256_of, written_whole
 from ddpm_hf.manifest import read_manifest, weights_hash, write_manifest
+from ddpm_hf.models.noisy_classifier import NoisyClassifier
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.pipeline import DDPMCustomPipeline, network_in
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
@@ -65,12 +66,17 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: Path, recipe_path: Path | None = None, sample_size: int | None = None, norm_eps: float | None = None
+    path: Path,
+    trained: TrainedWeights,
+    recipe_path: Path | None = None,
+    sample_size: int | None = None,
+    norm_eps: float | None = None,
 ) -> Checkpoint:
     """A file that ddpm-torch, ermongroup/ddim, pytorch_diffusion or one of OpenAI's projects saved.
 
     Args:
         path: Path of the file.
+        trained: What it holds.
         recipe_path: The settings that it was trained with, `recipes.read_recipe`.
         sample_size: Side of its images, where no recipe says it.
         norm_eps: Epsilon of the group norms, if it differs from that of the project's newest code.
@@ -80,7 +86,6 @@ def read_checkpoint(
         OSError: it cannot be read.
     """
     recipe = None if recipe_path is None else read_recipe(recipe_path)
-    trained = read_trained_weights(path)
     sampled = trained.raw if trained.average is None else trained.average
     assumed = []
     try:
@@ -108,11 +113,7 @@ def read_checkpoint(
         raise ValueError(f"{path} cannot be converted: {error}") from None
     unet = _with_weights(config, weights)
     check_expressible(layout, unet.config)
-    source = {"layout": layout.name, "source": path.name, "source_sha256": sha256_of(path)}
-    if recipe_path is not None:
-        source["recipe"] = recipe_path.name
-        if recipe_path.is_file():
-            source["recipe_sha256"] = sha256_of(recipe_path)
+    source = origin_of(layout.name, path, recipe_path)
     notes = {**trained.notes, _NEW_ORDER: True} if layout == GUIDED_DIFFUSION_NEW_ORDER else trained.notes
     return Checkpoint(unet, DDPMScheduler(**(recipe.diffusion if recipe else {})), raw, source, notes, assumed)
 
@@ -170,7 +171,8 @@ def write_folder(checkpoint: Checkpoint, destination: Path) -> None:
         if checkpoint.raw is not None:
             raw = _with_weights(checkpoint.unet.config, checkpoint.raw)
             raw.save_pretrained(partial / "unet", variant=RAW_VARIANT)
-        _write_manifest(partial, checkpoint, "diffusers")
+        settings = {**checkpoint.source, "to": "diffusers", "assumed": checkpoint.assumed}
+        _write_manifest(partial, checkpoint.unet, settings, checkpoint.notes)
 
 
 def write_checkpoint(checkpoint: Checkpoint, layout: Layout, destination: Path) -> None:
@@ -199,7 +201,30 @@ def write_checkpoint(checkpoint: Checkpoint, layout: Layout, destination: Path) 
     with written_whole(destination) as partial:
         torch.save(as_saved(layout, weights), partial)
     recipe_path.write_text(recipe)
-    _write_manifest(destination.parent, checkpoint, layout.name, manifest)
+    settings = {**checkpoint.source, "to": layout.name, "assumed": checkpoint.assumed}
+    _write_manifest(destination.parent, checkpoint.unet, settings, checkpoint.notes, manifest)
+
+
+def write_classifier(classifier: NoisyClassifier, source: Mapping[str, Any], destination: Path) -> None:
+    """As a folder that `NoisyClassifier.from_pretrained` loads.
+
+    Raises:
+        OSError: it exists, or cannot be written.
+    """
+    refuse_existing(destination)
+    with written_whole(destination) as partial:
+        classifier.save_pretrained(partial)
+        _write_manifest(partial, classifier, {**source, "to": "diffusers"})
+
+
+def origin_of(layout: str, path: Path, recipe: Path | None) -> dict[str, Any]:
+    """What a manifest says of a checkpoint's file and recipe."""
+    found = {"layout": layout, "source": path.name, "source_sha256": sha256_of(path)}
+    if recipe is not None:
+        found["recipe"] = recipe.name
+        if recipe.is_file():  # and not the name of a published one
+            found["recipe_sha256"] = sha256_of(recipe)
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -243,17 +268,23 @@ def _with_weights(config: Mapping[str, Any], weights: Weights) -> UNet2DModel:
     return unet
 
 
-def _write_manifest(folder: Path, checkpoint: Checkpoint, to: str, file: str = "manifest.json") -> None:
+def _write_manifest(
+    folder: Path,
+    network: torch.nn.Module,
+    settings: dict[str, Any],
+    notes: dict[str, Any] | None = None,
+    file: str = "manifest.json",
+) -> None:
     packages = ("ddpm-hf", "diffusers", "safetensors", "torch")
     write_manifest(
         folder,
-        {**checkpoint.source, "to": to, "assumed": checkpoint.assumed},
+        settings,
         {"python": platform.python_version(), **{package: version(package) for package in packages}},
         file,
-        tensors=len(checkpoint.unet.state_dict()),
-        parameters=sum(tensor.numel() for tensor in checkpoint.unet.state_dict().values()),
-        weights_sha256=weights_hash(checkpoint.unet),
-        notes=checkpoint.notes,
+        tensors=len(network.state_dict()),
+        parameters=sum(tensor.numel() for tensor in network.state_dict().values()),
+        weights_sha256=weights_hash(network),
+        notes=notes or {},
     )
 
 

@@ -3,7 +3,7 @@
 Ports of Ho et al.'s code have the one architecture, and OpenAI's one other, so a layout is a table of names.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -25,8 +25,6 @@ def layout_of(weights: Mapping[str, Tensor]) -> Layout:
         ValueError: it is of none, with the reason where the project is known.
     """
     keys = list(weights)
-    if GUIDED_DIFFUSION.signature in keys and not any(key.startswith("output_blocks.") for key in keys):
-        raise ValueError("a noisy classifier of guided-diffusion, which is no network that denoises")
     if weights.get(GUIDED_DIFFUSION.signature, torch.empty(0)).shape[1:2] == (6,):
         raise ValueError(
             "an upsampler of OpenAI's, which sees a small image beside the noisy one, and there is no pipeline for it"
@@ -143,29 +141,9 @@ def to_ours(layout: Layout, weights: Mapping[str, Tensor], config: Mapping[str, 
         ValueError: keys are missing, unknown or of another shape; the first of each are named.
     """
     unet = unet_without_memory(config)
-    shapes = {key: tuple(tensor.shape) for key, tensor in to_theirs(layout, unet.state_dict(), unet.config).items()}
-    missing = [key for key in shapes if key not in weights]
-    unknown = [key for key in weights if key not in shapes]
-    misshapen = [key for key in shapes if key in weights and tuple(weights[key].shape) != shapes[key]]
-    found = {"missing": missing, "unknown": unknown}
-    problems = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in found.items() if keys]
-    if misshapen:
-        key = misshapen[0]
-        problems.append(f"{len(misshapen)} of another shape ({key} is {tuple(weights[key].shape)}, not {shapes[key]})")
-    if problems:
-        of_recipe = " that the recipe describes" if layout.needs_recipe else ""
-        raise ValueError(f"not a whole {layout.name} UNet of {len(shapes)} keys{of_recipe}: {', '.join(problems)}")
-
-    ours: Weights = {}
-    for name, key, heads in _names(layout, unet.config):
-        tensor = weights[key].flatten(1) if heads and weights[key].ndim == 2 + layout.projection_axes else weights[key]
-        if ".to_qkv." in name:
-            # (heads, 3, channels of a head, ...)
-            stacked = tensor.reshape(heads if layout.is_stacked_by_head else 1, 3, -1, *tensor.shape[1:])
-            for part, rows in zip("qkv", stacked.unbind(1), strict=True):
-                ours[name.replace("to_qkv", f"to_{part}")] = rows.flatten(0, 1).clone()
-        else:
-            ours[name] = tensor
+    of_recipe = " that the recipe describes" if layout.needs_recipe else ""
+    check_whole(weights, to_theirs(layout, unet.state_dict(), unet.config), f"{layout.name} UNet", of_recipe)
+    ours = under_our_names(layout, names_of(layout, unet.config), weights)
     if unet.config.time_embedding_type == "learned":
         ours["time_proj.weight"] = waves_of_rescaled_times(unet.config).to(next(iter(ours.values())))
     return ours
@@ -184,8 +162,47 @@ def to_theirs(layout: Layout, weights: Mapping[str, Tensor], config: Any) -> Wei
                 f"{layout.name} has no such network: time_proj.weight is learned, where it has the sines and cosines "
                 "of rescaled timesteps"
             )
+    return under_their_names(layout, names_of(layout, config), weights)
+
+
+def check_whole(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: str, of_recipe: str) -> None:
+    """Compare the keys and shapes of a checkpoint with those of a network under the same names.
+
+    Raises:
+        ValueError: some are missing, unknown or of another shape; the first of each are named.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in expected.items()}
+    missing = [key for key in shapes if key not in weights]
+    unknown = [key for key in weights if key not in shapes]
+    misshapen = [key for key in shapes if key in weights and tuple(weights[key].shape) != shapes[key]]
+    found = {"missing": missing, "unknown": unknown}
+    problems = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in found.items() if keys]
+    if misshapen:
+        key = misshapen[0]
+        problems.append(f"{len(misshapen)} of another shape ({key} is {tuple(weights[key].shape)}, not {shapes[key]})")
+    if problems:
+        raise ValueError(f"not a whole {kind} of {len(shapes)} keys{of_recipe}: {', '.join(problems)}")
+
+
+def under_our_names(layout: Layout, names: Iterable["Name"], weights: Mapping[str, Tensor]) -> Weights:
+    """Weights of a checkpoint that has been compared."""
+    ours: Weights = {}
+    for name, key, heads in names:
+        tensor = weights[key].flatten(1) if heads and weights[key].ndim == 2 + layout.projection_axes else weights[key]
+        if ".to_qkv." in name:
+            # (heads, 3, channels of a head, ...)
+            stacked = tensor.reshape(heads if layout.is_stacked_by_head else 1, 3, -1, *tensor.shape[1:])
+            for part, rows in zip("qkv", stacked.unbind(1), strict=True):
+                ours[name.replace("to_qkv", f"to_{part}")] = rows.flatten(0, 1).clone()
+        else:
+            ours[name] = tensor
+    return ours
+
+
+def under_their_names(layout: Layout, names: Iterable["Name"], weights: Mapping[str, Tensor]) -> Weights:
+    """The reverse of :func:`under_our_names`."""
     theirs: Weights = {}
-    for name, key, heads in _names(layout, config):
+    for name, key, heads in names:
         if ".to_qkv." in name:
             groups = heads if layout.is_stacked_by_head else 1
             parts = [weights[name.replace("to_qkv", f"to_{part}")] for part in "qkv"]
@@ -209,7 +226,7 @@ def waves_of_rescaled_times(config: Any) -> Tensor:
     return table
 
 
-class _Name(NamedTuple):
+class Name(NamedTuple):
     """A parameter here and there; heads of the attention whose projection it is, else 0."""
 
     ours: str
@@ -217,14 +234,14 @@ class _Name(NamedTuple):
     heads: int
 
 
-def _names(layout: Layout, config: Any) -> Iterator[_Name]:
+def names_of(layout: Layout, config: Any) -> Iterator[Name]:
     """Every parameter of the network, but a table of timesteps."""
     for ours, theirs, parts, heads in _modules(layout, config):
         for our_part, their_part in parts.items():
             is_projection = parts is layout.attention and our_part != "group_norm"
             for kind in ("weight",) if ours == "class_embedding" else ("weight", "bias"):
                 found = _joined(ours, our_part, kind), _joined(theirs, their_part, kind)
-                yield _Name(*found, heads if is_projection else 0)
+                yield Name(*found, heads if is_projection else 0)
 
 
 def _modules(layout: Layout, config: Any) -> Iterator[tuple[str, str, Mapping[str, str], int]]:

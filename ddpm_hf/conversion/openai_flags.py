@@ -87,6 +87,20 @@ PUBLISHED: Final[Mapping[str, Flags]] = {
 }
 """Flags of the checkpoints that the two projects publish, by the name of the file; those that the network needs."""
 
+_CLASSIFIER_DEFAULTS: Final = {
+    "classifier_width": "128",
+    "classifier_depth": "2",
+    "classifier_attention_resolutions": "32,16,8",
+    "classifier_use_scale_shift_norm": "True",
+    "classifier_resblock_updown": "True",
+    "classifier_pool": "attention",
+}
+PUBLISHED_CLASSIFIERS: Final[Mapping[str, Flags]] = {
+    "64x64_classifier": {"image_size": "64", "classifier_depth": "4"},
+    **{f"{size}x{size}_classifier": {"image_size": str(size)} for size in (128, 256, 512)},
+}
+"""The same for noisy classifiers."""
+
 _DEFAULTS: Final = {
     "image_size": "64",
     "num_channels": "128",
@@ -113,7 +127,8 @@ _OF_OTHER_THINGS: Final = frozenset(
         *("batch_size", "clip_denoised", "data_dir", "ema_rate", "fp16_scale_growth", "log_interval", "lr"),
         *("lr_anneal_steps", "microbatch", "model_path", "num_samples", "rescale_learned_sigmas", "resume_checkpoint"),
         *("save_interval", "schedule_sampler", "timestep_respacing", "use_checkpoint", "use_ddim", "use_fp16"),
-        *("use_kl", "weight_decay"),
+        *("use_kl", "weight_decay", "classifier_path", "classifier_scale", "classifier_use_fp16", "iterations"),
+        *("anneal_lr", *_CLASSIFIER_DEFAULTS),
     )
 )
 """Flags that change neither the network nor the process that it was trained on."""
@@ -203,6 +218,27 @@ def read_flags(given: Flags) -> ForeignRecipe:
     is_new = _truth(flags, "use_new_attention_order")
     layout = GUIDED_DIFFUSION_NEW_ORDER if is_new else GUIDED_DIFFUSION
     return ForeignRecipe(model, _process(flags, steps), layout=layout)
+
+
+def classifier_settings(given: Flags) -> dict[str, Any]:
+    """The UNet2DModel settings of the way down that is a classifier's.
+
+    Raises:
+        ValueError: it has no counterpart here; to be read after "the recipe X".
+    """
+    flags = {**_CLASSIFIER_DEFAULTS, **given}
+    if flags["classifier_pool"] != "attention":
+        raise ValueError(f"has --classifier_pool {flags['classifier_pool']}, and attention is known")
+    names = {
+        "num_channels": "classifier_width",
+        "num_res_blocks": "classifier_depth",
+        "attention_resolutions": "classifier_attention_resolutions",
+        "use_scale_shift_norm": "classifier_use_scale_shift_norm",
+        "resblock_updown": "classifier_resblock_updown",
+    }
+    size = {"image_size": given["image_size"]} if "image_size" in given else {}
+    of_unet = {name: flags[classifiers] for name, classifiers in names.items()}
+    return read_flags({**of_unet, **size, "num_head_channels": "64"}).model
 
 
 def _number(flags: Flags, name: str, least: int) -> int:
