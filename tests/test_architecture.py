@@ -66,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
 
 # Functions whose parameters diffusers' interface dictates: its configs are flat, and a call takes each by its name.
 DICTATED_BY_DIFFUSERS = {
+    "models/noisy_classifier.py: NoisyClassifier.__init__",
     "models/unet_2d.py: UNet2DModel.__init__",
     "pipeline.py: DDPMCustomPipeline.__call__",
     "schedulers/ddim.py: DDIMScheduler.__init__",
