@@ -22,7 +22,7 @@ class ConvertConfig:
     Args:
         source: A checkpoint of ddpm-torch, ermongroup/ddim, pytorch_diffusion, improved-diffusion or guided-diffusion;
             a noisy classifier of the last; the folder of a UNet2DModel or of its pipeline; or a recipe of ddpm-torch
-            (.json).
+            (.json) or of OpenAI's flags (.txt).
         destination: Output: a folder for diffusers, a file for other layouts, a .yaml for a recipe. It must not exist.
         to: Layout of the checkpoint to write.
         recipe: Settings that the checkpoint was trained with: ddpm-torch's .json or .info, ermongroup/ddim's .yml, a
@@ -55,7 +55,7 @@ class ConvertConfig:
     @property
     def is_recipe(self) -> bool:
         """Whether the source is a recipe."""
-        return self.source.suffix in (".json", ".info") and not self.source.is_dir()
+        return self.source.suffix in (".json", ".info", ".txt") and not self.source.is_dir()
 
 
 @ending_in_one_sentence()

@@ -13,6 +13,7 @@ import yaml
 
 from ddpm_hf.conversion.layout_tables import DDPM_TORCH, LIKE_HO
 from ddpm_hf.conversion.openai_flags import PUBLISHED, parse_flags, read_flags
+from ddpm_hf.conversion.openai_training import training_settings
 from ddpm_hf.conversion.recipe_terms import Dataset, ForeignRecipe, Section, check_schedule, levels_of
 
 DDPM_TORCH_SCHEDULES: Final = {
@@ -182,11 +183,13 @@ def _ermongroup(content: Section) -> ForeignRecipe:
 
 
 def to_training_recipe(path: Path) -> str:
-    """A ddpm-torch recipe as one of configs/train, in YAML.
+    """A ddpm-torch recipe, or OpenAI's flags, as one of configs/train, in YAML.
 
     Raises:
         ValueError: it says nothing of training, or what has no counterpart here, in one sentence.
     """
+    if path.suffix == ".txt":
+        return _of_flags(path)
     recipe = read_recipe(path)
     if recipe.dataset is None or recipe.train is None:
         raise ValueError(
@@ -228,6 +231,19 @@ def to_training_recipe(path: Path) -> str:
     }
     body: str = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=120)
     return f"# {path.name} of ddpm-torch, converted by ddpm-hf-convert.\n{body}"
+
+
+def _of_flags(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"the recipe {path} does not exist")
+    try:
+        settings = training_settings(parse_flags(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"the recipe {path} {error}") from None
+    data = {"name": "./images", "resolution": settings["model"]["sample_size"]}
+    settings = {"output_dir": f"runs/{path.stem}", "data": data, **settings}
+    body: str = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=120)
+    return f"# {path.name}, flags of OpenAI's projects, converted by ddpm-hf-convert. Give --data.name.\n{body}"
 
 
 def ddpm_torch_recipe(unet: Any, scheduler: Any) -> str:
