@@ -66,6 +66,8 @@ def train(run: "Run") -> None:
                 run.draw_grid()
             if run.is_due(evaluation.every) and not run.is_last:  # the last step's images are scored in any case
                 run.score()
+            if run.is_snapshot_due():
+                run.keep_snapshot()
             stopping = run.is_stop_asked()
             if stopping or run.is_save_due():
                 run.save()

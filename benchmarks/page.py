@@ -27,6 +27,7 @@ SUITES = (
     "objectives",
     "sizes",
     "augmentation",
+    "averages",
     "memorisation",
     "fine_tuning",
     "blobs",

@@ -35,6 +35,7 @@ COMMANDS = {
     "ddpm_hf.cli.sample": ["--model", "m", "--output", "o", "--seed", "-1"],
     "ddpm_hf.cli.evaluate": ["--reference", "r", "--output", "o"],
     "ddpm_hf.cli.convert": ["a.pt", "b", "--sample_size", "0"],
+    "ddpm_hf.cli.ema": ["runs/digits", "--sigma_rel", "0.5"],
     "ddpm_hf.cli.demo": ["runs/digits", "--port", "0"],
     "ddpm_hf.cli.push": ["no_such_folder", "me/name"],
     "ddpm_hf.toy.__main__": ["--steps", "0"],

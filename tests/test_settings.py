@@ -14,6 +14,7 @@ import torch
 
 from ddpm_hf import DDIMScheduler, DDPMScheduler, UNet2DModel
 from ddpm_hf.cli.demo import DemoConfig
+from ddpm_hf.cli.ema import EmaConfig
 from ddpm_hf.cli.evaluate import EvaluateConfig
 from ddpm_hf.cli.sample import SampleConfig
 from ddpm_hf.command_line import parse_config
@@ -120,6 +121,7 @@ def test_every_setting_of_a_run_works_or_is_refused_by_name(name: str, config: C
 COMMANDS = {
     SampleConfig: {"model": "m", "output": Path("o")},
     EvaluateConfig: {"reference": "digits", "output": Path("o"), "samples": "s", "metrics": ["fid"]},
+    EmaConfig: {"run": Path("r"), "sigma_rel": 0.1},
     DemoConfig: {"model": "m"},
     ToyConfig: {},
 }

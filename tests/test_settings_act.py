@@ -209,7 +209,7 @@ def attributes_read() -> set[str]:
 def test_every_other_setting_is_read(kind: Any) -> None:
     """Those of crops, of the evaluation's timestep spacing and of averages are read by properties of their own."""
     names = {field.name for field in fields(kind)}
-    by_property = {"random_crop", "timestep_spacing", "ema_decay"}
+    by_property = {"random_crop", "timestep_spacing", "ema_decay", "ema_snapshot_every"}
     assert names - attributes_read() <= by_property
 
 
@@ -224,6 +224,10 @@ def test_every_other_setting_is_read(kind: Any) -> None:
         (["--hub_strategy", "checkpoints"], "hub_strategy is checkpoints and does nothing without push_to_hub"),
         (["--data.revision", "main"], "data.revision is main and must be null, as digits is on this machine"),
         (["--data.config", "plain"], "data.config is plain and must be null, as digits is on this machine"),
+        (
+            ["--training.ema_snapshot_every=5"],
+            "training.ema_snapshot_every is 5 and does nothing without training.",
+        ),
         (["--evaluation.best_by", "recall"], "evaluation.best_by is recall and does nothing without evaluation.every"),
         (["--evaluation.extractor_weights", "x"], "evaluation.extractor_weights is x, and the extractor digits takes"),
         (

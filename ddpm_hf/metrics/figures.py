@@ -40,6 +40,32 @@ def save_curve(path: Path, values: Mapping[int, float], score: ScoreKind, held_o
     _write(figure, path)
 
 
+def save_scan(path: Path, values: Mapping[float, float], score: ScoreKind, others: Mapping[str, float]) -> None:
+    """Draw a score over the relative length of the average that drew the images.
+
+    Args:
+        path: Where the PNG goes.
+        values: sigma_rel -> value.
+        score: What the values are.
+        others: Name -> value of what has no such length, such as held-out images; dashed lines.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(values), list(values.values()), marker="o")
+    best = (max if score.higher_is_better else min)(values, key=lambda length: values[length])
+    extreme = "highest" if score.higher_is_better else "lowest"
+    axes.set_title(f"{extreme}: {values[best]:.4g} at sigma_rel {best:g}")
+    for (name, value), colour in zip(others.items(), ("tab:orange", "grey"), strict=False):
+        axes.axhline(value, linestyle="--", color=colour, label=f"{name}: {value:.4g}")
+    if others:
+        axes.legend()
+    axes.set(xlabel="sigma_rel: length of the average over that of the run", ylabel=score.title)
+    axes.grid(visible=True, alpha=0.3)
+    _write(figure, path)
+
+
 def save_losses(path: Path, training: Mapping[int, float], held_out: Mapping[int, float]) -> None:
     """Draw the training loss and that on held-out images over training steps.
 

@@ -16,6 +16,7 @@ FREE_TO_CHANGE = frozenset(
     | {"data.name"}  # the images themselves are compared, wherever they lie
     | {f"training.{name}" for name in ("log_every", "trackers", "sample_every", "max_skipped_steps")}
     | {f"training.{name}" for name in ("checkpoint_every", "checkpoints_total_limit", "gradient_accumulation_steps")}
+    | {"training.ema_snapshot_every"}
     | {f"training.{name}" for name in ("compile", "channels_last", "gradient_checkpointing", "tf32", "deterministic")}
 )
 

@@ -3,7 +3,8 @@
 checkpoints/step-500/
     model_index.json, scheduler/, unet/     the pipeline of the averaged weights; further averages as variants
     training/weights.safetensors            the weights themselves
-    training/averages.safetensors           averages of what no pipeline has, as "decay/parameter", if anything
+    training/averages.safetensors           averages of what no pipeline has, as "decay/parameter", and those of
+                                            relative lengths, as "sigma_rel LENGTH/parameter", if anything
     training/optimizer.safetensors          its moments, as "parameter/name"
     training/timesteps.safetensors          what the choice of timesteps has learnt, where it learns
     training/state.json                     the step, the rest of the state, size and hash of every file, its own too
@@ -86,6 +87,23 @@ class TrainingState:
             "ema_updates": self.ema.num_updates,
             "scaler": self.scaler.state_dict() if self.scaler else None,
         }
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The tensors of a state, whole and on the CPU.
+
+    Args:
+        weights: Name -> weights.
+        averages: Decay -> name -> averaged weights.
+        beside: Averages that no pipeline has, by their names in the file.
+        moments: "parameter/name" -> state of the optimizer.
+    """
+
+    weights: dict[str, Tensor]
+    averages: dict[float, dict[str, Tensor]]
+    beside: dict[str, Tensor]
+    moments: dict[str, Tensor]
 
 
 AFTER_NOT_FINITE = (
@@ -192,11 +210,11 @@ class Checkpoints:
             NotFinite: a weight, average or moment is not a finite number; nothing was written.
         """
         target = self.folder / f"step-{state.step}"
-        weights, averages, moments = _gather(state)
+        gathered = _gather(state)
 
         def write() -> None:
-            check_finite(weights, moments)  # save_pipeline looks at the averages
-            self._write(target, state, sampler, record, weights, averages, moments)
+            check_finite(gathered.weights, gathered.moments, gathered.beside)  # save_pipeline looks at the averages
+            self._write(target, state, sampler, record, gathered)
 
         try:
             decided_by_main(self._accelerator, write)
@@ -215,23 +233,15 @@ class Checkpoints:
         return target
 
     def _write(
-        self,
-        target: Path,
-        state: TrainingState,
-        sampler: Any,
-        record: dict[str, Any],
-        weights: dict[str, Tensor],
-        averages: dict[float, dict[str, Tensor]],
-        moments: dict[str, Tensor],
+        self, target: Path, state: TrainingState, sampler: Any, record: dict[str, Any], gathered: Gathered
     ) -> None:
         with written_whole(target) as partial:  # what has that name already is broken
             (partial / STATE).parent.mkdir(parents=True)
-            save_pipeline(partial, state.unet, averages, sampler, self._pixels)
-            save_file(weights, partial / "training" / "weights.safetensors")
-            save_file(moments, partial / "training" / "optimizer.safetensors")
-            beside_pipeline = _beside_pipeline(averages)
-            if beside_pipeline:
-                save_file(beside_pipeline, partial / AVERAGES)
+            save_pipeline(partial, state.unet, gathered.averages, sampler, self._pixels)
+            save_file(gathered.weights, partial / "training" / "weights.safetensors")
+            save_file(gathered.moments, partial / "training" / "optimizer.safetensors")
+            if gathered.beside:
+                save_file(gathered.beside, partial / AVERAGES)
             if state.timesteps.learns:
                 save_file(state.timesteps.state_dict(), partial / TIMESTEPS)
             with ThreadPoolExecutor(1) as beside:
@@ -290,6 +300,8 @@ def restore(path: Path, state: TrainingState) -> None:
     parameters = dict(state.unet.named_parameters())
     if {name: p.shape for name, p in parameters.items()} != {name: w.shape for name, w in weights.items()}:
         raise ValueError(f"the checkpoint {path} is of another network than the one of these settings")
+    if any(_of_length(length, name) not in beside_pipeline for length in state.ema.by_length for name in parameters):
+        raise ValueError(f"the checkpoint {path} is of other training.ema_sigma_rels than these settings")
     for decay, saved in averages.items():
         names = (name for name in parameters if name.startswith(TRAINING_ONLY))
         saved.update({name: beside_pipeline[f"{decay}/{name}"] for name in names})
@@ -297,6 +309,8 @@ def restore(path: Path, state: TrainingState) -> None:
         _put(parameter, weights[name])
         for decay, saved in averages.items():
             _put(state.ema.averages[decay][i], saved[name])
+        for length, tensors in state.ema.by_length.items():
+            _put(tensors[i], beside_pipeline[_of_length(length, name)])
     for key, value in moments.items():
         parameter = parameters[key.rpartition("/")[0]]
         # Adam's count of steps is one number; the moments lie in memory as their parameter does.
@@ -345,28 +359,42 @@ def save_pipeline(
 
 def averages_of(state: TrainingState) -> dict[float, dict[str, Tensor]]:
     """Decay -> name -> the whole averaged tensor on the CPU. Of a sharded network all processes must ask."""
+    return _named(state, state.ema.averages)
+
+
+def averages_by_length(state: TrainingState) -> dict[float, dict[str, Tensor]]:
+    """As :func:`averages_of`, relative length -> name -> tensor."""
+    return _named(state, state.ema.by_length)
+
+
+def _named(state: TrainingState, averages: Mapping[float, list[Tensor]]) -> dict[float, dict[str, Tensor]]:
     names = [name for name, _ in state.unet.named_parameters()]
-    return {decay: dict(zip(names, map(_whole, tensors), strict=True)) for decay, tensors in state.ema.averages.items()}
+    return {key: dict(zip(names, map(_whole, tensors), strict=True)) for key, tensors in averages.items()}
 
 
-def _beside_pipeline(averages: dict[float, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The averages that :func:`save_pipeline` leaves out, as "decay/parameter"."""
-    return {
-        f"{decay}/{name}": tensor
-        for decay, tensors in averages.items()
-        for name, tensor in tensors.items()
-        if name.startswith(TRAINING_ONLY)
-    }
+def _of_length(length: float, name: str) -> str:
+    """The name of an averaged parameter in a checkpoint."""
+    return f"sigma_rel {length}/{name}"
 
 
-def _gather(state: TrainingState) -> tuple[dict[str, Tensor], dict[float, dict[str, Tensor]], dict[str, Tensor]]:
-    """Weights, averages and the optimizer's moments, whole and on the CPU."""
+def _gather(state: TrainingState) -> Gathered:
+    """All tensors of a state. Of a sharded network all processes must ask."""
     weights, moments = {}, {}
     for name, parameter in state.unet.named_parameters():
         weights[name] = _whole(parameter)
         for key, value in state.optimizer.state[parameter].items():
             moments[f"{name}/{key}"] = _whole(value)
-    return weights, averages_of(state), moments
+    averages, by_length = averages_of(state), averages_by_length(state)
+    beside = {
+        f"{decay}/{name}": tensor
+        for decay, tensors in averages.items()
+        for name, tensor in tensors.items()
+        if name.startswith(TRAINING_ONLY)
+    }
+    beside |= {
+        _of_length(length, name): tensor for length, tensors in by_length.items() for name, tensor in tensors.items()
+    }
+    return Gathered(weights, averages, beside, moments)
 
 
 def _variant(decay: float) -> str:

@@ -11,10 +11,12 @@ from accelerate import Accelerator
 from ddpm_hf.lock import check_folder, only_writer
 from ddpm_hf.progress import duration
 from ddpm_hf.training.log import read_log
+from ddpm_hf.training.needs import number_of_snapshots
 from ddpm_hf.training.report import described_data, described_network
 from ddpm_hf.training.run import Run
 from ddpm_hf.training.settings import Config
 from ddpm_hf.training.setup import build
+from ddpm_hf.training.snapshots import FOLDER
 
 STEPS = 3
 """The first is slower than all others, the rest are timed."""
@@ -33,7 +35,13 @@ def shortened(config: Config, folder: Path) -> Config:
         push_to_hub=False,
         hub_model_id=None,
         training=replace(
-            config.training, steps=STEPS, log_every=1, checkpoint_every=None, sample_every=None, trackers=[]
+            config.training,
+            steps=STEPS,
+            log_every=1,
+            checkpoint_every=None,
+            sample_every=None,
+            ema_snapshot_every=STEPS,
+            trackers=[],
         ),
         evaluation=replace(
             config.evaluation,
@@ -94,13 +102,15 @@ def cost_of(config: Config, folder: Path, seconds: dict[str, float], processes: 
     passes = evaluation.num_inference_steps / min(INFERENCE_STEPS, evaluation.num_inference_steps)
     image = seconds["sampling"] / IMAGES * passes
     total = training.steps * step + saves * seconds["saving"] + images * image + rounds * seconds["scoring"]
-    kept = min(saves, training.checkpoints_total_limit)
+    kept, snapshots = min(saves, training.checkpoints_total_limit), number_of_snapshots(training)
+    beside = sum(path.stat().st_size for path in (folder / FOLDER).glob("*")) * snapshots / 2**20
+    of_averages = f"; {snapshots} snapshots of averages, {beside:.0f} MiB" if snapshots else ""
     return "\n".join(
         [
             f"After {STEPS} steps, one save and {IMAGES} images, of which nothing is left: the full run takes about",
             f"  training   {duration(training.steps * step):>12}   {training.steps} steps of {step:.3g} s",
             f"  saving     {duration(saves * seconds['saving']):>12}   {saves} checkpoint(s) of {size / 2**20:.0f} "
-            f"MiB; {kept} kept, {kept * size / 2**20:.0f} MiB",
+            f"MiB; {kept} kept, {kept * size / 2**20:.0f} MiB{of_averages}",
             f"  sampling   {duration(images * image):>12}   {images} images of {image:.3g} s, or less: larger batches "
             "are faster",
             f"  scoring    {duration(rounds * seconds['scoring']):>12}",

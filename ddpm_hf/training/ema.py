@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ddpm_hf.training.power_functions import exponent_of, share_of_update
+
 
 class EMA:
     r"""Exponential moving averages of parameters, with the warm-up of Ho et al.'s code.
@@ -13,14 +15,17 @@ class EMA:
     .. math:: \bar\theta \leftarrow d_n \bar\theta + (1 - d_n) \theta, \qquad d_n = \min(d, (1 + n) / (10 + n))
 
     at the n-th update, n = 1, 2, ...: the first updates follow the weights closely, so that the initial weights do not
-    stay in the average.
+    stay in the average. Beside them it can keep averages whose length grows with the run, from which
+    :mod:`~ddpm_hf.training.snapshots` puts together others afterwards.
 
     Args:
         parameters: The parameters to average. They are kept by reference; the averages start at their values.
         decays: One d for each average, at least 0 and below 1.
+        sigma_rels: Relative lengths of averages with the profile of a power function, if any.
 
     Attributes:
         averages: decay -> the averages in the order of the parameters.
+        by_length: sigma_rel -> those of that relative length.
         num_updates: n.
 
     Examples:
@@ -31,15 +36,17 @@ class EMA:
         ...     output = network(torch.ones(1, 2))
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], decays: Sequence[float]) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], decays: Sequence[float], sigma_rels: Sequence[float] = ()
+    ) -> None:
         for decay in decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"the decay of the average is {decay} and must be at least 0 and below 1")
         self.num_updates = 0
         self._parameters = list(parameters)
-        self.averages: dict[float, list[Tensor]] = {
-            decay: [parameter.detach().clone() for parameter in self._parameters] for decay in decays
-        }
+        self._exponents = {length: exponent_of(length) for length in sigma_rels}
+        self.averages: dict[float, list[Tensor]] = {decay: self._copies() for decay in decays}
+        self.by_length: dict[float, list[Tensor]] = {length: self._copies() for length in sigma_rels}
 
     def decay_now(self, decay: float) -> float:
         """d_n of the last update of the average of ``decay``."""
@@ -52,6 +59,10 @@ class EMA:
         parameters = [parameter.detach() for parameter in self._parameters]
         for decay, averages in self.averages.items():
             torch._foreach_lerp_(averages, parameters, 1 - self.decay_now(decay))
+
+        for length, averages in self.by_length.items():
+            share = share_of_update(self._exponents[length], self.num_updates)
+            torch._foreach_lerp_(averages, parameters, share)
 
     @contextmanager
     def averaged_weights(self, decay: float | None = None) -> Iterator[None]:
@@ -66,6 +77,9 @@ class EMA:
             yield
         finally:
             self._swap(averages)
+
+    def _copies(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()
     def _swap(self, averages: list[Tensor]) -> None:

@@ -11,7 +11,9 @@ from ddpm_hf.training.changes import refused_changes
 from ddpm_hf.training.log import read_log
 
 # What a run leaves that ended before its first checkpoint; the same run may begin once more.
-_OF_A_RUN = {"config.yaml", "environment.json", "metrics.jsonl", "samples", "best", "ddpm_hf", "wandb", "trackio"}
+_OF_A_RUN = {"config.yaml", "environment.json", "metrics.jsonl", "samples", "averages", "best"} | {
+    *("ddpm_hf", "wandb", "trackio")
+}
 # What no run writes and people put beside one: hidden files, what the program printed, recipes.
 _HARMLESS = re.compile(r"\..*|lost\+found|.*\.(log|out|err|txt|ya?ml)")
 

@@ -44,6 +44,7 @@ RULES: Final = (
         "training.loss_weighting min_snr",
     ),
     Rule(("training.p2_gamma",), lambda c: c.training.loss_weighting == "p2", "training.loss_weighting p2"),
+    Rule(("training.ema_snapshot_every",), lambda c: bool(c.training.ema_sigma_rels), "training.ema_sigma_rels"),
     Rule(
         ("evaluation.extractor_weights", "evaluation.extractor_channels", "evaluation.metrics", "evaluation.best_by"),
         lambda c: c.evaluation.extractor is not None,

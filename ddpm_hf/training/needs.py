@@ -33,8 +33,9 @@ def check_needs(config: Config, accelerator: Accelerator) -> None:
     """
     parameters = parameters_of(config.model)
     averages, training = len(config.training.ema_decays), config.training
+    by_length = len(training.ema_sigma_rels)
     shards = accelerator.num_processes if accelerator.distributed_type == DistributedType.FSDP else 1
-    copies = 1 + 1 + MOMENTS + averages  # weights, gradients
+    copies = 1 + 1 + MOMENTS + averages + by_length  # weights, gradients
     needed, there = parameters * FLOAT * copies // shards, memory_of(accelerator)
     if needed > there:
         raise ValueError(
@@ -42,9 +43,9 @@ def check_needs(config: Config, accelerator: Accelerator) -> None:
             f"{in_units(needed)}, and each process has {in_units(there)} of memory; lower model.block_out_channels or "
             "model.layers_per_block"
         )
-    _check_disk(
-        config.output_dir, parameters * FLOAT * (1 + MOMENTS + averages), parameters * FLOAT * averages, training
-    )
+    snapshots = parameters * FLOAT * by_length * number_of_snapshots(training)
+    checkpoint = parameters * FLOAT * (1 + MOMENTS + averages + by_length)
+    _check_disk(config.output_dir, checkpoint, parameters * FLOAT * averages + snapshots, training)
 
 
 def check_batch(shape: tuple[int, ...], training: TrainingConfig, accelerator: Accelerator) -> None:
@@ -74,6 +75,12 @@ def parameters_of(model: Mapping[str, Any]) -> int:
         return sum(parameter.numel() for parameter in UNet2DModel(**model).parameters())
 
 
+def number_of_snapshots(training: TrainingConfig) -> int:
+    """How many snapshots of averages of relative lengths a run keeps; the last step's is one of them."""
+    every = training.snapshot_every
+    return 0 if every is None else math.ceil(training.steps / every)
+
+
 def memory_of(accelerator: Accelerator) -> int:
     """Bytes that a process may use at most: its GPU's, or its share of the machine's or container's, with swap."""
     if accelerator.device.type == "cuda":
@@ -87,18 +94,21 @@ def in_units(size: int) -> str:
     return f"{size / 2 ** (10 * power):.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')[power]}"
 
 
-def _check_disk(folder: Path, checkpoint: int, pipeline: int, training: TrainingConfig) -> None:
+def _check_disk(folder: Path, checkpoint: int, beside: int, training: TrainingConfig) -> None:
+    """See that there is room for the checkpoints and for what is beside them: the pipeline, and any snapshots."""
     saves = math.ceil(training.steps / (training.checkpoint_every or training.steps))
     # The oldest is removed when the newest is complete.
     most = min(saves, training.checkpoints_total_limit + 1)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
     there = shutil.disk_usage(place).free + sum(path.stat().st_size for path in files)
-    needed = checkpoint * most + pipeline
+    needed = checkpoint * most + beside
     if needed > there:
-        fitting = (there - pipeline) // checkpoint - 1
+        fitting = (there - beside) // checkpoint - 1
+        snapshots = number_of_snapshots(training)
+        also = f"{snapshots} snapshots of averages, " if snapshots else ""
         remedy = f"training.checkpoints_total_limit {fitting} would fit" if fitting > 0 else "make room there"
         raise ValueError(
-            f"{most} checkpoints of {in_units(checkpoint)} and the pipeline need {in_units(needed)}, and {place} has "
-            f"{in_units(there)} left for this run; {remedy}, or give another --output_dir"
+            f"{also}{most} checkpoints of {in_units(checkpoint)} and the pipeline need {in_units(needed)}, and {place} "
+            f"has {in_units(there)} left for this run; {remedy}, or give another --output_dir"
         )

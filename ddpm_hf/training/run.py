@@ -22,13 +22,14 @@ from ddpm_hf.metrics.table import HELD_OUT, SAMPLES, SCORES, ScoreKind
 from ddpm_hf.progress import bar_of, duration, rate
 from ddpm_hf.randomness import seed_from
 from ddpm_hf.training.bits import repeatable
-from ddpm_hf.training.checkpoints import SaveError, averages_of, save_pipeline
+from ddpm_hf.training.checkpoints import SaveError, averages_by_length, averages_of, save_pipeline
 from ddpm_hf.training.dispensable import Dispensable
 from ddpm_hf.training.log import MetricsLog, read_log
 from ddpm_hf.training.optimization import learning_rate, objective_of
 from ddpm_hf.training.publish import Publisher
 from ddpm_hf.training.report import described, results_of
 from ddpm_hf.training.setup import Setup, shows_progress
+from ddpm_hf.training.snapshots import FOLDER, clear_snapshots, copy_snapshots, save_snapshot
 from ddpm_hf.training.trackers import send_picture, start_trackers
 
 TIME_TO_STOP = 20
@@ -82,8 +83,13 @@ class Run:
     def _begin(self) -> None:
         setup, config = self.setup, self.config
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(self.folder, self.folder / "samples")
+        snapshots = self.folder / FOLDER
+        remove_temporaries(self.folder, self.folder / "samples", snapshots)
         setup.checkpoints.clear(everything=config.resume == "never")
+        if config.resume == "never":
+            clear_snapshots(snapshots)
+        elif setup.resumed and setup.resumed.parent.parent.resolve() != self.folder.resolve():
+            copy_snapshots(setup.resumed.parent.parent / FOLDER, snapshots, self.state.step)
         write_text(self.folder / "config.yaml", config.to_yaml())
         write_json(self.folder / "environment.json", setup.environment)
         log = self.folder / "metrics.jsonl"
@@ -170,6 +176,11 @@ class Run:
         """While steps are skipped the weights may be ruined already, and the older checkpoints are the good ones."""
         return self.is_last or (self.is_due(self.config.training.checkpoint_every) and not self.state.skipped_in_a_row)
 
+    def is_snapshot_due(self) -> bool:
+        """Whether averages of relative lengths are to be kept as they are after this step."""
+        every = self.config.training.snapshot_every
+        return every is not None and self.state.ema.num_updates > 0 and (self.is_due(every) or self.is_last)
+
     def is_stop_asked(self) -> bool:
         """Whether any process has received SIGTERM or SIGINT, perhaps a step ago. All processes must call it."""
         return self._stop.agreed(at_once=self.is_last)
@@ -238,6 +249,14 @@ class Run:
         if self.config.evaluation.every:
             self._keep_best(results)
         return results, images
+
+    def keep_snapshot(self) -> None:
+        """The averages of relative lengths as they are, from which others are put together afterwards."""
+        state = self.state
+        with self._timed("saving"), self._dispensable.part("a snapshot of averages", (OSError, SafetensorError)):
+            averages = averages_by_length(state)
+            updates, folder = state.ema.num_updates, self.folder / FOLDER
+            decided_by_main(self.accelerator, lambda: save_snapshot(folder, state.step, updates, averages))
 
     def save(self) -> None:
         """A checkpoint of this step.

@@ -17,6 +17,7 @@ from ddpm_hf.sampling.samplers import check_sampler
 from ddpm_hf.settings import check, check_seed, named, plain, renamed, settings_group
 from ddpm_hf.training.choices import LR_SCHEDULES, OPTIMIZERS, TRACKERS
 from ddpm_hf.training.evaluation_settings import EvaluationConfig
+from ddpm_hf.training.lengths import SNAPSHOTS, check_length
 
 if TYPE_CHECKING:
     Loss: TypeAlias = str
@@ -51,6 +52,10 @@ class TrainingConfig:
             run.
         ema_decay: Decay of the average of the weights; step n uses min(decay, (1 + n) / (10 + n)). If a list is given,
             sampling uses the first average, and the others are saved beside it.
+        ema_sigma_rels: Relative lengths of averages with the profile of a power function (Karras et al., 2024), such as
+            [0.05, 0.1], from which ddpm-hf-ema builds averages of other lengths afterwards; an empty list keeps none.
+        ema_snapshot_every: Steps between two snapshots of the averages of ema_sigma_rels, all of which are kept in the
+            folder averages; null takes a thirty-second of training.steps.
         loss: simple (squared error), kl (the variational bound in bits/dim), or hybrid (simple, plus the variational
             bound for a learned variance).
         vlb_weight: Weight of the variational bound in hybrid.
@@ -88,6 +93,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     max_skipped_steps: int = 20
     ema_decay: float | list[float] = 0.9999
+    ema_sigma_rels: list[float] = field(default_factory=list)
+    ema_snapshot_every: int | None = None
     loss: Loss = "simple"
     vlb_weight: float = 0.001
     loss_weighting: LossWeighting = "none"
@@ -109,7 +116,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation_steps", "log_every", "checkpoints_total_limit"):
             check(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
-        for name in ("checkpoint_every", "sample_every"):
+        for name in ("checkpoint_every", "sample_every", "ema_snapshot_every"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"training.{name}", value, "at least 1, or null")
         for name in ("learning_rate", "max_grad_norm", "min_snr_gamma", "p2_gamma", "vlb_weight"):
@@ -124,6 +131,10 @@ class TrainingConfig:
         check(len(set(decays)) == len(decays), "training.ema_decay", self.ema_decay, "different numbers")
         for decay in decays:
             check(0 <= decay < 1, "training.ema_decay", decay, "at least 0 and below 1")
+        lengths = self.ema_sigma_rels
+        check(len(set(lengths)) == len(lengths), "training.ema_sigma_rels", lengths, "different numbers")
+        for length in lengths:
+            check_length("training.ema_sigma_rels", length)
         for beta in self.betas:
             check(0 <= beta < 1, "training.betas", self.betas, "two numbers, each at least 0 and below 1")
 
@@ -131,6 +142,11 @@ class TrainingConfig:
     def ema_decays(self) -> tuple[float, ...]:
         """The decays, however they were given; the first is the one that sampling uses."""
         return tuple(self.ema_decay) if isinstance(self.ema_decay, list) else (self.ema_decay,)
+
+    @property
+    def snapshot_every(self) -> int | None:
+        """Steps between two snapshots of the averages of `ema_sigma_rels`; None where there are no such averages."""
+        return (self.ema_snapshot_every or math.ceil(self.steps / SNAPSHOTS)) if self.ema_sigma_rels else None
 
 
 @dataclass(frozen=True, kw_only=True)

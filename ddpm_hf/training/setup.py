@@ -164,7 +164,8 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
 
     prepare_network(unet, training)
     model, optimizer = accelerator.prepare(unet, make_optimizer(unet.parameters(), training))
-    state = TrainingState(unet, optimizer, EMA(unet.parameters(), training.ema_decays), timesteps, accelerator.scaler)
+    ema = EMA(unet.parameters(), training.ema_decays, training.ema_sigma_rels)
+    state = TrainingState(unet, optimizer, ema, timesteps, accelerator.scaler)
     history: list[dict[str, Any]] = []
     if resumed:
         restore(resumed, state)

@@ -16,7 +16,14 @@ from ddpm_hf.files import sealed
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.sampling.denoising import SamplingOptions, sample_images
 from ddpm_hf.training.checkpoint_files import STATE, what_is_broken
-from ddpm_hf.training.checkpoints import Checkpoints, TrainingState, averages_of, restore, save_pipeline
+from ddpm_hf.training.checkpoints import (
+    Checkpoints,
+    TrainingState,
+    averages_by_length,
+    averages_of,
+    restore,
+    save_pipeline,
+)
 from ddpm_hf.training.ema import EMA
 from tests.networks import TWO_LEVELS
 from tests.runs import start_processes_of
@@ -33,7 +40,7 @@ def make_state(sharded: bool) -> TrainingState:
             fully_shard(block)
     # The bias of the keys has no gradient but rounding's, which a smaller eps would make into whole steps.
     optimizer = torch.optim.Adam(unet.parameters(), lr=1e-3, eps=1e-4, fused=True)
-    return TrainingState(unet, optimizer, EMA(unet.parameters(), [0.9, 0.5]), TimestepSampler(10))
+    return TrainingState(unet, optimizer, EMA(unet.parameters(), [0.9, 0.5], [0.05, 0.2]), TimestepSampler(10))
 
 
 def take_steps(state: TrainingState, stop: int, rank: int, processes: int) -> None:
@@ -87,7 +94,8 @@ def tensors_of(state: TrainingState) -> dict[str, Tensor]:
         for name, p in state.unet.named_parameters()
         for key, value in state.optimizer.state[p].items()
     }
-    averages = {f"{decay}/{name}": a for decay, named in averages_of(state).items() for name, a in named.items()}
+    by_key = averages_of(state) | averages_by_length(state)
+    averages = {f"{key}/{name}": average for key, named in by_key.items() for name, average in named.items()}
     return {**weights, **moments, **averages}
 
 
@@ -154,6 +162,14 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         restore(path, other)
 
 
+def test_a_checkpoint_of_other_lengths_is_refused(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path, 1, Accelerator(cpu=True)).save(make_state(sharded=False), DDIMScheduler(), {})
+    other = make_state(sharded=False)
+    other.ema = EMA(other.unet.parameters(), [0.9, 0.5], [0.05, 0.1])
+    with pytest.raises(ValueError, match=r"is of other training\.ema_sigma_rels than these settings"):
+        restore(path, other)
+
+
 def saved(folder: Path, steps: int = 2, limit: int = 5) -> tuple[Checkpoints, TrainingState]:
     """Checkpoints of steps 1, 2, ... of one state."""
     checkpoints, state = Checkpoints(folder, limit, Accelerator(cpu=True)), make_state(sharded=False)
@@ -172,6 +188,7 @@ def flip(path: Path, place: float) -> None:
 FILES = (
     "training/weights",
     "training/optimizer",
+    "training/averages",
     "unet/diffusion_pytorch_model",
     "unet/diffusion_pytorch_model.ema0_5",
 )
@@ -257,7 +274,7 @@ def test_the_limit_removes_no_intact_checkpoint_for_a_damaged_one(tmp_path: Path
     assert checkpoints.find("auto")[0] == tmp_path / "step-2"
 
 
-@pytest.mark.parametrize("what", ["weight", "average", "moment"])
+@pytest.mark.parametrize("what", ["weight", "average", "average of a length", "moment"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_never_saved(tmp_path: Path, what: str, value: float) -> None:
     """With room for one checkpoint, the good one stays."""
@@ -267,6 +284,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path: Path, what: str, value: flo
     ruined = {
         "weight": parameter,
         "average": state.ema.averages[0.5][3],
+        "average of a length": state.ema.by_length[0.2][3],
         "moment": state.optimizer.state[parameter]["exp_avg"],
     }[what]
     with torch.no_grad():

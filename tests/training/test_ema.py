@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ddpm_hf.training.ema import EMA
+from ddpm_hf.training.power_functions import exponent_of
 
 
 def make_parameters(*values: float) -> list[nn.Parameter]:
@@ -75,6 +76,22 @@ def test_several_decays_are_averaged_at_once(rng: torch.Generator) -> None:
     assert both.decay_now(0.3) == 0.3
 
 
+def test_an_average_of_a_relative_length_is_the_integral_of_its_profile(rng: torch.Generator) -> None:
+    """Over weights that are constant from one update to the next; the initial ones are not in it."""
+    parameters, updates = make_parameters(1000.0), 50
+    ema, past = EMA(parameters, [0.9], [0.05, 0.2]), []
+    for _ in range(updates):
+        parameters[0].data = torch.randn(2, 3, generator=rng)
+        past.append(parameters[0].data.double())
+        ema.update()
+    for length, [average] in ema.by_length.items():
+        powers = (torch.arange(updates + 1, dtype=torch.float64) / updates) ** (exponent_of(length) + 1)
+        expected = sum(share * weights for share, weights in zip(powers.diff(), past, strict=True))
+        torch.testing.assert_close(average.double(), expected, rtol=0, atol=1e-6)
+
+
 def test_what_cannot_be_averaged_is_refused() -> None:
     with pytest.raises(ValueError, match=r"decay of the average is 1\.0 and must be"):
         EMA(make_parameters(1.0), [1.0])
+    with pytest.raises(ValueError, match=r"sigma_rel is 0\.3 and must be from"):
+        EMA(make_parameters(1.0), [0.9], [0.3])

@@ -21,10 +21,12 @@ from ddpm_hf.data.loading import DIGITS
 from tests.runs import Started, ended, finished, log_of, measured, tensors_of
 
 STEPS = 40
-# What could go wrong in a resumed run: dropout, flips, several averages, a log line that spans the checkpoint.
+# What could go wrong in a resumed run: dropout, flips, several averages and their snapshots, a log line that spans the
+# checkpoint.
 WORK = [
     *("--training.steps", STEPS, "--training.checkpoint_every", 7, "--model.dropout", "0.1"),
     *("--data.random_flip", "true", "--training.ema_decay", "[0.99,0.5]"),
+    *("--training.ema_sigma_rels", "[0.05,0.2]", "--training.ema_snapshot_every", 6),
 ]
 
 
@@ -41,7 +43,10 @@ def assert_same_run(run: Path, other: Path) -> None:
     for name, tensor in mine.items():
         assert torch.equal(tensor, theirs[name]), name
     assert measured(run) == measured(other)
-    for file in ("unet/diffusion_pytorch_model.safetensors", "samples/grid.png"):
+    assert sum("sigma_rel 0.2/" in name for name in mine) > 0
+    snapshots = [f"averages/step-{step}.safetensors" for step in (6, 12, 18, 24, 30, 36, STEPS)]
+    assert {path.name for path in (run / "averages").iterdir()} == {Path(name).name for name in snapshots}
+    for file in ("unet/diffusion_pytorch_model.safetensors", "samples/grid.png", *snapshots):
         assert (run / file).read_bytes() == (other / file).read_bytes()
 
 
@@ -52,7 +57,7 @@ def kill_in_a_save() -> None:
     def save_half(tensors: dict[str, torch.Tensor], path: Path) -> None:
         save(tensors, path)
         calls.append(path)
-        if len(calls) == 4:
+        if len(calls) == 5:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
