@@ -63,7 +63,7 @@ class Trained:
         """The manifest's entries for it."""
         last = self.snapshots[-1]
         return {
-            "run": str(self.folder),
+            "run": self.folder.resolve().name,
             "step": last.step,
             "updates": last.updates,
             "snapshots": {snapshot.path.name: hash_of(snapshot.path) for snapshot in self.snapshots},

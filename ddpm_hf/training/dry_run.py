@@ -40,7 +40,7 @@ def shortened(config: Config, folder: Path) -> Config:
             log_every=1,
             checkpoint_every=None,
             sample_every=None,
-            ema_snapshot_every=STEPS,
+            ema_snapshot_every=STEPS if config.training.ema_sigma_rels else None,
             trackers=[],
         ),
         evaluation=replace(

@@ -348,11 +348,13 @@ def test_metrics_and_grids_go_to_a_tracker(train: Any) -> None:
 def test_a_dry_run_says_what_the_full_one_costs_and_leaves_nothing(
     train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train("dry", "--dry_run", "--training.steps", "1000", "--training.checkpoint_every", "300")
+    steps = ["--training.steps", "1000", "--training.checkpoint_every", "300"]
+    train("dry", "--dry_run", *steps, "--training.ema_sigma_rels", "[0.1]")
     printed = capsys.readouterr().out
     assert "1000 steps of " in printed
     assert "4 checkpoint(s) of " in printed
     assert "3 kept" in printed
+    assert "; 32 snapshots of averages, " in printed
     assert list(tmp_path.iterdir()) == []
 
 

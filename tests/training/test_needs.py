@@ -74,6 +74,23 @@ def test_checkpoints_that_the_disk_cannot_take_are_refused(config: Config, monke
     check_needs(config, ONE)
 
 
+def test_averages_of_relative_lengths_and_their_snapshots_are_counted(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = parameters_of(config.model) * 4
+    lengths = replace(config.training, steps=100, checkpoint_every=None, ema_sigma_rels=[0.05, 0.1])
+    config = replace(config, training=lengths)
+    monkeypatch.setattr(needs, "memory_of", lambda accelerator: 7 * one)
+    # The one checkpoint, the pipeline, and a snapshot of both each 4 steps.
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=6 * one + one + 25 * 2 * one))
+    check_needs(config, ONE)
+    with pytest.raises(ValueError, match=r"^50 snapshots of averages, 1 checkpoints of .* and the pipeline need .*"):
+        check_needs(replace(config, training=replace(lengths, ema_snapshot_every=2)), ONE)
+    monkeypatch.setattr(needs, "memory_of", lambda accelerator: 7 * one - 1)
+    with pytest.raises(ValueError, match="the network has"):
+        check_needs(config, ONE)
+
+
 def test_memory_is_that_of_the_container_and_shared_by_its_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
