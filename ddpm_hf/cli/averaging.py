@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import diffusers
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -21,17 +22,14 @@ from ddpm_hf.manifest import claim, weights_hash
 from ddpm_hf.metrics.evaluation import Results
 from ddpm_hf.metrics.figures import save_scan
 from ddpm_hf.metrics.table import HELD_OUT, SAMPLES, SCORES, scores_of
-from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.progress import has_terminal
-from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.settings import check
 from ddpm_hf.training.checkpoint_files import newest_complete, step_of
 from ddpm_hf.training.checkpoints import save_pipeline
-from ddpm_hf.training.evaluation import SampleEvaluation
 from ddpm_hf.training.optimization import prepare_network
 from ddpm_hf.training.settings import Config
-from ddpm_hf.training.setup import evaluation_sampler
+from ddpm_hf.training.setup import evaluation_of
 from ddpm_hf.training.snapshots import FOLDER, Average, Snapshot, average_of, range_of, snapshots_in
 
 
@@ -165,8 +163,7 @@ def scan(trained: Trained, config: EmaConfig, output: Path, accelerator: Acceler
     unet = trained.pipe.unet.to(accelerator.device).eval()
     prepare_network(unet, of_run.training)
     data = load_image_data(of_run.data, show_progress)
-    sampler = evaluation_sampler(of_run, DDPMScheduler(**of_run.diffusion), accelerator)
-    evaluation = SampleEvaluation(of_run, data, sampler, accelerator, show_progress)
+    evaluation = evaluation_of(of_run, data, accelerator, show_progress)
     settings = {
         **trained.described(),
         "sigma_rels": [average.sigma_rel for average in averages],
@@ -256,7 +253,7 @@ def _possible(snapshots: list[Snapshot], config: EmaConfig) -> tuple[list[Averag
     return averages, "" if len(averages) == len(config.lengths) else note
 
 
-def _put(unet: UNet2DModel, tensors: Mapping[str, Tensor]) -> None:
+def _put(unet: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give a network averaged weights.
 
     Raises:

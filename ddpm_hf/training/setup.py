@@ -153,8 +153,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         augmentation=Augmentation.of(config.data),
         labels=ClassLabels(training.label_dropout, no_class_of(unet)) if has_classes else None,
     )
-    sampler = evaluation_sampler(config, scheduler, accelerator)
-    evaluation = SampleEvaluation(config, data, sampler, accelerator, show_progress)
+    evaluation = evaluation_of(config, data, accelerator, show_progress)
     checkpoints = Checkpoints(folder, training.checkpoints_total_limit, accelerator, data.format)
     if config.resume != "never" and (resumed is None or resumed.parent.resolve() != checkpoints.folder.resolve()):
         decided_by_main(accelerator, lambda: refuse_to_replace(config.output_dir, config.to_dict()))
@@ -232,6 +231,22 @@ def _held_out_loss(
 def shows_progress(config: Config, accelerator: Accelerator) -> bool:
     """Whether this process tells how far it is."""
     return bool(accelerator.is_main_process) and not config.quiet
+
+
+def evaluation_of(config: Config, data: ImageSource, accelerator: Accelerator, show_progress: bool) -> SampleEvaluation:
+    """What draws and scores the images of a run, now or afterwards.
+
+    Args:
+        config: All settings.
+        data: The training images.
+        accelerator: Its processes share the work.
+        show_progress: Tell how far it is.
+
+    Raises:
+        ValueError: the settings ask for images or scores that there cannot be.
+    """
+    sampler = evaluation_sampler(config, DDPMScheduler(**config.diffusion), accelerator)
+    return SampleEvaluation(config, data, sampler, accelerator, show_progress)
 
 
 def evaluation_sampler(config: Config, scheduler: DDPMScheduler, accelerator: Accelerator) -> Any:
