@@ -342,7 +342,8 @@ def guided_diffusion_flags(unet: Any, scheduler: Any) -> str:
     kinds |= {samples_by_residual_blocks(unet, i, "up") for i in range(1, levels)}
     if len(kinds) > 1:
         raise ValueError("changes the resolution by convolutions and by residual blocks")
-    flags["resblock_updown"] = True in kinds
+    if True in kinds:  # a flag that improved-diffusion lacks
+        flags["resblock_updown"] = True
     flags["use_scale_shift_norm"] = unet.resnet_time_scale_shift == "scale_shift"
     if unet.resnet_time_scale_shift == "scale_shift" and unet.attn_norm_num_groups != 32:
         raise ValueError("has no norm of 32 groups in the middle attention (attn_norm_num_groups)")
