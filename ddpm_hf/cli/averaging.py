@@ -40,7 +40,7 @@ class Trained:
     Args:
         folder: The run's.
         config: Its settings.
-        snapshots: Of its averages, oldest first.
+        snapshots: Snapshots of its averages, oldest first.
         pipe: The pipeline of its end, or of its newest checkpoint.
         step: That of the checkpoint; None after the end.
     """

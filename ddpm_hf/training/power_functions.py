@@ -86,8 +86,8 @@ def combination(stored: Sequence[Profile], wanted: Profile) -> tuple[Vector, flo
     Least squares in the profiles, with factors that add up to 1, as those of an average do.
 
     Args:
-        stored: Of the averages that there are; the same one may be there twice.
-        wanted: Of the average to build.
+        stored: Profiles of the averages that there are; the same one may be there twice.
+        wanted: Profile of the average to build.
 
     Returns:
         Factors ``(len(stored),)``, and the relative error of the profile: the norm of the difference over that of the

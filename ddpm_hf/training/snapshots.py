@@ -95,7 +95,7 @@ def save_snapshot(folder: Path, step: int, updates: int, averages: dict[float, d
     """Write a snapshot, whole or not at all.
 
     Args:
-        folder: Of the snapshots.
+        folder: The folder of the snapshots.
         step: Steps of the run.
         updates: Updates of the averages, at least 1.
         averages: Relative length -> name -> tensor on the CPU. Parameters for training only are left out.
