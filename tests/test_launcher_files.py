@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import pytest
+from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+
+from ddpm_hf import UNet2DModel
 
 FOLDER = Path(__file__).parent.parent / "configs" / "accelerate"
 # name -> processes, machines, mixed precision, and the flag that picks the strategy
@@ -37,3 +41,25 @@ def test_a_launcher_file_starts_what_it_says(name: str, monkeypatch: pytest.Monk
     if strategy == "use_fsdp":
         assert str(arguments.fsdp_version) == "2"
         assert str(arguments.fsdp_reshard_after_forward).lower() == ("true" if name == "fsdp" else "false")
+        assert arguments.fsdp_transformer_layer_cls_to_wrap is None  # not every network has a block of each type
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "middle"),
+    [
+        ("DownBlock2D", "UpBlock2D", None),
+        ("AttnDownBlock2D", "AttnUpBlock2D", "UNetMidBlock2D"),
+        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D", "UNetMidBlock2D"),
+    ],
+)
+def test_fsdp_shards_the_blocks_of_any_network(down: str, up: str, middle: str | None) -> None:
+    network = UNet2DModel(
+        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, attention_head_dim=8,
+        down_block_types=("DownBlock2D", down), up_block_types=(up, "UpBlock2D"), mid_block_type=middle,
+    )  # fmt: skip
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    is_sharded = fsdp2_prepare_auto_wrap_policy(plugin, network)
+    assert is_sharded is not None
+    blocks = {name for name, module in network.named_modules() if is_sharded(module)}
+    places = ["down_blocks.0", "down_blocks.1", "up_blocks.0", "up_blocks.1"]
+    assert blocks == {*places, *(["mid_block"] if middle else [])}

@@ -199,6 +199,8 @@ class UNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers i
             taken = [skips.pop() for _ in range(layers_per_block + 1)]
             up_block = resolve_name(UP_BLOCKS[without_old_prefix(block_type)])
             self.up_blocks.append(up_block(block_in, channels[level], taken, configs[level], sampling))
+        blocks = [*self.down_blocks, *self.up_blocks, *([self.mid_block] if self.mid_block else [])]
+        self._no_split_modules = sorted({type(block).__name__ for block in blocks})  # what accelerate's FSDP shards
 
         self.conv_norm_out = ActivatedGroupNorm(norm_num_groups, channels[0], norm_eps, nn.SiLU())
         self.conv_out = nn.Conv2d(channels[0], out_channels * patch_size**2, kernel_size=3, padding=1)
