@@ -19,6 +19,7 @@ SUITES = (
     "scaling",
     "quality",
     "few_steps",
+    "five_steps",
     "cache",
     "hashing",
     "metrics",

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from ddpm_hf.models.unet_2d import UNet2DModel
     from ddpm_hf.notebook import Trained, train, training_config
     from ddpm_hf.pipeline import DDPMCustomPipeline
+    from ddpm_hf.schedulers.adams import AdamsScheduler
     from ddpm_hf.schedulers.ddim import DDIMScheduler
     from ddpm_hf.schedulers.ddpm import DDPMScheduler
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdamsScheduler",
     "DDIMScheduler",
     "DDPMCustomPipeline",
     "DDPMScheduler",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdamsScheduler": "schedulers.adams",
     "DDIMScheduler": "schedulers.ddim",
     "DDPMCustomPipeline": "pipeline",
     "DDPMScheduler": "schedulers.ddpm",

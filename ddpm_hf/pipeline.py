@@ -23,6 +23,7 @@ from ddpm_hf.hub.public_files import public_files
 from ddpm_hf.hub.repository import Repository, is_of_the_hub, told_in_one_sentence
 from ddpm_hf.images import check_picture, to_pil, to_uint8, to_unit_range
 from ddpm_hf.models.unet_2d import UNet2DModel
+from ddpm_hf.pipeline_index import OURS, check_index, make_ours, saved_index
 from ddpm_hf.pixels import PixelFormat
 from ddpm_hf.randomness import generators_of
 from ddpm_hf.recipes import PIPELINES, names_of, pipeline_class
@@ -40,9 +41,6 @@ from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.settings import as_int
 
 logger = logging.getLogger(__name__)
-
-OURS: dict[str, Any] = {cls.__name__: cls for cls in (UNet2DModel, DDPMScheduler, DDIMScheduler)}
-"""The classes that stand in the place of diffusers' of the same names."""
 
 
 class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
@@ -103,11 +101,11 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
             seeds: one per image (a list, a range, an array or a tensor), in place of a generator. An image depends on
                 its own seed alone: it is the same in any batch and, but for rounding, on any device.
             num_inference_steps: S, at most T. When None, 50, or all T for a DDPMScheduler. Which scheduler draws best
-                in how many is measured in docs/benchmarks.md (few_steps): UniPC, in 5 to 50.
+                in how many is measured in docs/benchmarks.md (five_steps): AdamsScheduler, in 5.
             timesteps: the times to visit, descending, in place of S.
             timestep_spacing: how S times are chosen, in place of the scheduler's own; one of
                 `timestep_spacing.TIMESTEP_SPACINGS`.
-            eta: 0 (DDIM) .. 1 (DDPM's noise), for a DDIMScheduler.
+            eta: 0 (DDIM) .. 1 (DDPM's noise), for a DDIMScheduler or AdamsScheduler.
             use_clipped_model_output: see `DDIMScheduler.step`; None is True with guidance, else False.
             class_labels: one for all, or one per image.
             guidance_scale: classifier-free guidance; 1 is none. The network's last class stands for "no class".
@@ -211,16 +209,7 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
 
     def to_json_string(self) -> str:
         """The folder's index (`save_pretrained` and `push_to_hub` write it): diffusers' names, and no local path."""
-        index = json.loads(super().to_json_string())
-        index["_class_name"] = "DDIMPipeline" if isinstance(self.scheduler, DDIMScheduler) else "DDPMPipeline"
-        index.pop("_name_or_path", None)
-        if index.get("_pixels") is None:
-            index.pop("_pixels", None)
-        for name, entry in index.items():
-            # Of a network that only we can say it is left as it is: diffusers would take it for another one.
-            is_ours = isinstance(entry, list) and entry[1] in OURS
-            if is_ours and getattr(self.components[name], "is_diffusers_network", True):
-                index[name] = ["diffusers", entry[1]]
+        index = saved_index(json.loads(super().to_json_string()), self.components)
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def push_to_hub(
@@ -298,12 +287,9 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         """
         config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
-        _check_index(index, _name_of(str(pretrained_model_name_or_path)))
-        if "_pixels" in index:
-            index["pixels"] = index.pop("_pixels")
-        for name, entry in index.items():
-            if isinstance(entry, list | tuple) and entry[0] == "diffusers" and entry[1] in OURS:
-                index[name] = [OURS[entry[1]].__module__, entry[1]]
+        path = str(pretrained_model_name_or_path)
+        check_index(index, _name_of(path))
+        make_ours(index, Path(path))
         return config
 
 
@@ -405,16 +391,3 @@ def _name_of(folder: str) -> str:
     """OWNER/NAME of a folder in the cache of the Hub's files; others as they are."""
     found = re.search(r"models--([^/\\]+)[/\\]snapshots", folder)
     return found[1].replace("--", "/") if found else folder
-
-
-def _check_index(index: dict[str, Any], source: str) -> None:
-    lists = {name: list(entry) for name, entry in index.items() if isinstance(entry, list | tuple)}
-    if not all(len(entry) == 2 and all(isinstance(part, str | None) for part in entry) for entry in lists.values()):
-        raise ValueError(f"{source} has a model_index.json of another form; restore it.")
-    components = {name: class_name for name, (_, class_name) in lists.items()}
-    if set(components) != {"unet", "scheduler"} or components["unet"] != "UNet2DModel":
-        parts = ", ".join(f"{name}: {class_name}" for name, class_name in components.items())
-        raise ValueError(
-            f"{source} holds a {index.get('_class_name', 'pipeline')} ({parts or 'of nothing'}); DDPMCustomPipeline "
-            "loads pipelines of a UNet2DModel and a scheduler, such as DDPMPipeline and DDIMPipeline."
-        )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import few_steps, quality
+from benchmarks import few_steps, five_steps, quality
 from benchmarks.fashion_features import trained_features
 from ddpm_hf import DDPMScheduler
 from ddpm_hf.command_line import parse_config
@@ -63,6 +63,25 @@ def test_fewest_evaluations_to_the_same_fid() -> None:
     ]
     assert [bar.measured for bar in few_steps.bars(table)] == [20 / 5, 50 / 5]
     assert "| best of |  | unipc, trailing |" in few_steps.report(table)
+
+
+def test_fewest_evaluations_to_the_fid_of_ddim_of_ours_and_of_theirs() -> None:
+    measured = {
+        ("digits", "ddim", "leading", 50): 1.0,
+        ("digits", "ddim", "trailing", 4): 0.5,  # does not count
+        ("digits", "adams", "angle", 5): 0.9,
+        ("digits", "adams", "angle", 4): 1.1,
+        ("digits", "unipc", "leading", 6): 1.0,
+        ("cifar10", "ddim", "leading", 50): 1.0,
+        ("cifar10", "adams", "angle", 10): 2.0,
+    }
+    names = ("problem", "sampler", "grid", "evaluations")
+    table = [{**dict(zip(names, key, strict=True)), "fid": fid} for key, fid in measured.items()]
+    assert [(bar.measured, bar.is_met) for bar in five_steps.bars(table)] == [(5, True), (50, False)]
+    said = five_steps.report(table)
+    assert "of ours, adams, angle reaches it in 5 (0.900); of diffusers', unipc, leading reaches it in 6" in said
+    assert "none of ours reaches it; none of diffusers' reaches it" in said
+    assert "| adams | angle | 1.10 | **0.900** |  |  |" in said
 
 
 def test_a_sampler_with_several_evaluations_a_step_takes_as_many_steps_as_fit() -> None:

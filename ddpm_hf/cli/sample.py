@@ -30,11 +30,11 @@ class SampleConfig:
         output: Folder for the images and their manifest.json; the same command again draws the images missing there.
         num_images: Number of images; their seeds are seed to seed + num_images - 1.
         seed: Seed of the first image; the others have the seeds after it.
-        scheduler: Sampler; ddim and ddpm are this package's, the others diffusers'. null: that of the checkpoint.
+        scheduler: Sampler; ddim, ddpm and adams are this package's, others diffusers'. null: that of the checkpoint.
         num_inference_steps: Steps of the sampler.
         timestep_spacing: How the sampler's timesteps are spread over the training timesteps: leading, linspace,
-            trailing or, for ddim and ddpm, quadratic. null: that of the checkpoint.
-        eta: Noise of the sampler ddim: 0 is DDIM, 1 is DDPM on the same steps.
+            trailing or, for ddim and ddpm, quadratic or angle. null: that of the checkpoint.
+        eta: Noise of the samplers ddim and adams: 0 is DDIM, 1 is DDPM on the same steps.
         class_labels: Classes for a class-conditional model, used in turn: 3, or 1,4,7, or 0-9.
         guidance_scale: Scale of classifier-free guidance; 1 is no guidance.
         guidance_interval: Noise levels sigma = sqrt(1 / alpha_bar - 1) between which there is guidance, such as

@@ -51,5 +51,5 @@ NOISE_SCHEDULES: Final = {
 }
 """The noise schedules: functions (T, beta_start, beta_end) -> betas."""
 
-TIMESTEP_SPACINGS: Final = ("leading", "linspace", "trailing", "quadratic")
-"""The ways to choose S of T times; see `schedulers.timestep_spacing.inference_timesteps`."""
+TIMESTEP_SPACINGS: Final = ("leading", "linspace", "trailing", "quadratic", "angle")
+"""The ways to choose S of T times; see `schedulers.timestep_spacing`."""

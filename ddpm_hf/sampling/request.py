@@ -22,7 +22,7 @@ class Request:
         scheduler: Name of a sampler; None for that of the model.
         num_inference_steps: Steps of the sampler.
         timestep_spacing: How its timesteps are spread; None for that of the model.
-        eta: From 0 (DDIM) to 1 (DDPM), for the sampler ddim.
+        eta: From 0 (DDIM) to 1 (DDPM), for the samplers ddim and adams.
         class_labels: Classes, used in turn, as `classes_of` reads them.
         guidance_scale: Scale of classifier-free guidance.
         guidance_interval: Noise levels between which there is guidance; None for all.

@@ -60,7 +60,14 @@ SAMPLERS: Final[dict[str, Sampler]] = {
         prediction_types=None,
         timestep_spacings=TIMESTEP_SPACINGS,
     ),
-    "unipc": Sampler("diffusers:UniPCMultistepScheduler", "Zhao et al. 2023; the best of few steps without noise"),
+    "adams": Sampler(
+        "ddpm_hf.schedulers.adams:AdamsScheduler",
+        "DDIM of second order; the best of few steps",
+        has_eta=True,
+        prediction_types=None,
+        timestep_spacings=TIMESTEP_SPACINGS,
+    ),
+    "unipc": Sampler("diffusers:UniPCMultistepScheduler", "Zhao et al. 2023, a predictor and a corrector"),
     "dpmsolver++": Sampler(
         "diffusers:DPMSolverMultistepScheduler",
         "Lu et al. 2022, of second order",

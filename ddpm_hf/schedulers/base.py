@@ -24,12 +24,13 @@ from ddpm_hf.diffusion.checks import check_numbers
 from ddpm_hf.diffusion.denoiser import Clipping, Denoiser, Restriction, Thresholding, denoiser_class
 from ddpm_hf.diffusion.noise_schedules import make_betas, rescale_betas_zero_snr
 from ddpm_hf.diffusion.process import CLEAN, GaussianDiffusion
-from ddpm_hf.schedulers.timestep_spacing import custom_timesteps, inference_timesteps
+from ddpm_hf.schedulers.timestep_spacing import angle_timesteps, custom_timesteps, inference_timesteps
 from ddpm_hf.settings import as_int, check_types
 
 logger = logging.getLogger(__name__)
 
 _SCHEDULES_OF_EVERY_SCHEDULER = ("linear", "scaled_linear", "squaredcos_cap_v2")
+_ELSEWHERE = {"quadratic": "leading", "angle": "trailing"}  # our spacings, and what other libraries take for them
 _SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 _PROCESS_KEYS = (*_SCHEDULE_KEYS, "trained_betas", "prediction_type")
 
@@ -89,8 +90,9 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
             # was trained on must stay: other classes' beta_start and beta_end differ.
             defaults = [key for key in config["_use_default_values"] if key not in _PROCESS_KEYS]
             self.register_to_config(_use_default_values=defaults)
-        if config.timestep_spacing == "quadratic":
-            self.register_to_config(timestep_spacing="leading", _timestep_spacing="quadratic")
+        if config.timestep_spacing in _ELSEWHERE:
+            spacing = config.timestep_spacing
+            self.register_to_config(timestep_spacing=_ELSEWHERE[spacing], _timestep_spacing=spacing)
         if config.rescale_betas_zero_snr:
             betas = rescale_betas_zero_snr(betas)
         if config.thresholding and config.sample_max_value <= 1:
@@ -165,6 +167,8 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
             spacing = self.config.get("_timestep_spacing", self.config.timestep_spacing)
         if timesteps is not None:
             grid = custom_timesteps(timesteps, total)
+        elif spacing == "angle":
+            grid = angle_timesteps(as_int("num_inference_steps", num_inference_steps), self.diffusion)
         else:
             steps = as_int("num_inference_steps", num_inference_steps)
             grid = inference_timesteps(spacing, steps, total, self.config.steps_offset)
@@ -190,6 +194,17 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # d
         if not 0 <= t < self.diffusion.num_train_timesteps:
             raise ValueError(f"timestep={t} is outside 0 .. {self.diffusion.num_train_timesteps - 1}.")
         return t
+
+    def _time_to_leave(self, timestep: int | Tensor, eta: float) -> int:
+        """The time of a step that adds noise by eta."""
+        if self.num_inference_steps is None:
+            raise ValueError(
+                f"{type(self).__name__} has no timesteps yet; call set_timesteps(num_inference_steps) first."
+            )
+        check_types({"eta": eta}, {"eta": float})
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta={eta} is outside 0 (DDIM) .. 1 (DDPM).")
+        return self._time(timestep)
 
     def _previous(self, t: int) -> int:
         position = bisect_left(self._ascending, t)

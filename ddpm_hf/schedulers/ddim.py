@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ddpm_hf.diffusion.denoiser import split_variance
 from ddpm_hf.schedulers.base import GaussianScheduler, Generators, SchedulerOutput, randn_like
-from ddpm_hf.settings import check_types
 
 
 class DDIMScheduler(GaussianScheduler):
@@ -85,14 +84,9 @@ class DDIMScheduler(GaussianScheduler):
             ValueError: before `set_timesteps`, for an eta outside 0 .. 1, for both a generator and noise, an unknown
                 prediction type, wrong channels, or a timestep out of range.
         """
-        if self.num_inference_steps is None:
-            raise ValueError("DDIMScheduler has no timesteps yet; call set_timesteps(num_inference_steps) first.")
-        check_types({"eta": eta}, {"eta": float})
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta} is outside 0 (DDIM) .. 1 (DDPM).")
+        t = self._time_to_leave(timestep, eta)
         if eta > 0 and generator is not None and variance_noise is not None:
             raise ValueError("Give DDIMScheduler.step either generator or variance_noise, and not both.")
-        t = self._time(timestep)
         model_output, _ = split_variance(model_output, sample, may_have_variance=True)
         x_0, noise = self._predict(model_output, t, sample)
         if use_clipped_model_output:

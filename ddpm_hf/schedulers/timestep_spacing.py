@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
+from ddpm_hf.diffusion.process import GaussianDiffusion
 from ddpm_hf.settings import as_ints, shown
 
 
@@ -28,8 +29,7 @@ def inference_timesteps(
     """
     steps, total = num_inference_steps, num_train_timesteps
     times: npt.NDArray[Any]
-    if not 1 <= steps <= total:
-        raise ValueError(f"num_inference_steps={steps} cannot be taken of {total} training steps; use 1 .. {total}.")
+    _check_steps(steps, total)
     if spacing == "leading":
         times = np.arange(steps)[::-1] * (total // steps) + steps_offset
     elif spacing == "linspace":
@@ -50,6 +50,27 @@ def inference_timesteps(
             f"training steps is {total - 1}; use fewer steps or a smaller steps_offset."
         )
     return grid
+
+
+def angle_timesteps(num_inference_steps: int, diffusion: GaussianDiffusion) -> list[int]:
+    """Times at even distances in the angle between signal and noise, from the last time down to clean data, excluded.
+
+    On the cosine schedule they are those of `trailing`. On the linear one, where `trailing` steps far at the end, they
+    lie closer together there. Times that are equal once they are rounded are visited once.
+
+    Raises:
+        ValueError: for S outside 1 .. T.
+    """
+    steps, total = num_inference_steps, diffusion.num_train_timesteps
+    _check_steps(steps, total)
+    top = diffusion.angle(total - 1)
+    times = (round(diffusion.time_at(top * (steps - i) / steps)) for i in range(steps))
+    return list(dict.fromkeys(max(t, 0) for t in times))
+
+
+def _check_steps(steps: int, total: int) -> None:
+    if not 1 <= steps <= total:
+        raise ValueError(f"num_inference_steps={steps} cannot be taken of {total} training steps; use 1 .. {total}.")
 
 
 def custom_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> list[int]:

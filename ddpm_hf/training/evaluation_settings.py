@@ -39,7 +39,7 @@ class EvaluationConfig:
         num_inference_steps: Steps of the sampler.
         timestep_spacing: How the sampler's timesteps are spread over the training timesteps; the saved scheduler
             spreads them so too. null: as diffusion.timestep_spacing.
-        eta: Noise of the sampler ddim: 0 is DDIM, 1 is DDPM on the same steps.
+        eta: Noise of the samplers ddim and adams: 0 is DDIM, 1 is DDPM on the same steps.
         guidance_scale: Scale of classifier-free guidance, for models trained with label_dropout; 1 is no guidance.
         guidance_interval: Noise levels between which there is guidance, as in ddpm-hf-sample. null: all.
         batch_size: Images drawn at a time, per process.

@@ -132,7 +132,7 @@ def test_what_a_sampler_is_not_right_for_is_refused() -> None:
         for prediction_type in set(PREDICTION_TYPES) - set(row.prediction_types or PREDICTION_TYPES):
             with pytest.raises(ValueError, match=f"{prediction_type!r}; use the sampler ddim or ddpm"):
                 make_scheduler(model(prediction_type)[1], name)
-    with pytest.raises(ValueError, match=r"no timestep_spacing 'quadratic'.*or the sampler ddim or ddpm"):
+    with pytest.raises(ValueError, match=r"no timestep_spacing 'quadratic'.*or the sampler ddim or ddpm or adams"):
         make_scheduler(model()[1], "unipc", "quadratic")
     with pytest.raises(ValueError, match=r"eta is 0\.5; make it 0, or use the sampler ddim"):
         check_sampler("ddpm", eta=0.5)

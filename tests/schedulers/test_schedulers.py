@@ -12,10 +12,16 @@ import pytest
 import torch
 
 from ddpm_hf.diffusion.choices import NOISE_SCHEDULES
+from ddpm_hf.schedulers.adams import AdamsScheduler
 from ddpm_hf.schedulers.ddim import DDIMScheduler
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 
-CLASSES = pytest.mark.parametrize("cls", [DDPMScheduler, DDIMScheduler])
+IN_DIFFUSERS: dict[Any, str] = {
+    DDPMScheduler: "DDPMScheduler",
+    DDIMScheduler: "DDIMScheduler",
+    AdamsScheduler: "DDIMScheduler",
+}
+CLASSES = pytest.mark.parametrize("cls", IN_DIFFUSERS)
 
 MEAN, STD, WALKERS = 0.3, 0.5, 40_000
 GRIDS: list[dict[str, Any]] = [
@@ -117,7 +123,7 @@ def test_every_diffusers_scheduler_is_built_from_ours(cls: Any, beta_schedule: s
 def test_quadratic_is_silent_and_readable_elsewhere(cls: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ours = cls(timestep_spacing="quadratic")
     ours.save_pretrained(tmp_path)
-    theirs = getattr(diffusers, cls.__name__).from_pretrained(tmp_path)
+    theirs = getattr(diffusers, IN_DIFFUSERS[cls]).from_pretrained(tmp_path)
     theirs.set_timesteps(10)
     assert theirs.config.timestep_spacing == "leading"
     through_another = cls.from_config(diffusers.DPMSolverMultistepScheduler.from_config(ours.config).config)
@@ -128,6 +134,14 @@ def test_quadratic_is_silent_and_readable_elsewhere(cls: Any, tmp_path: Path, ca
     changed.set_timesteps(10)
     assert changed.timesteps[0] == 999
     assert caplog.messages == []
+
+
+def test_even_angles_are_trailing_elsewhere(tmp_path: Path) -> None:
+    DDIMScheduler(timestep_spacing="angle").save_pretrained(tmp_path)
+    assert diffusers.DDIMScheduler.from_pretrained(tmp_path).config.timestep_spacing == "trailing"
+    ours = DDIMScheduler.from_pretrained(tmp_path)
+    ours.set_timesteps(5)
+    assert ours.timesteps.tolist() == [999, 476, 319, 200, 95]
 
 
 @CLASSES
@@ -148,7 +162,7 @@ def test_files_are_read_in_silence_where_we_are_not_installed(cls: Any, tmp_path
     script = (
         "import sys; sys.modules['ddpm_hf'] = None\n"
         "import diffusers\n"
-        f"s = diffusers.{cls.__name__}.from_pretrained({str(tmp_path)!r})\n"
+        f"s = diffusers.{IN_DIFFUSERS[cls]}.from_pretrained({str(tmp_path)!r})\n"
         "s.set_timesteps(10); print(s.alphas_cumprod.double().sum().item())\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_hf.diffusion.choices import TIMESTEP_SPACINGS
-from ddpm_hf.schedulers.timestep_spacing import custom_timesteps, inference_timesteps
+from ddpm_hf.diffusion.choices import NOISE_SCHEDULES, TIMESTEP_SPACINGS
+from ddpm_hf.diffusion.noise_schedules import make_betas
+from ddpm_hf.diffusion.process import GaussianDiffusion
+from ddpm_hf.schedulers.timestep_spacing import angle_timesteps, custom_timesteps, inference_timesteps
 
 
-@pytest.mark.parametrize("spacing", TIMESTEP_SPACINGS)
+@pytest.mark.parametrize("spacing", [spacing for spacing in TIMESTEP_SPACINGS if spacing != "angle"])
 @pytest.mark.parametrize("total", [1, 7, 100, 1000])
 def test_every_grid_descends_within_the_training_steps(spacing: str, total: int) -> None:
     for steps in range(1, total + 1):
@@ -40,6 +42,30 @@ def test_quadratic_is_song_et_al() -> None:
     assert inference_timesteps("quadratic", 10, 1000)[::-1] == [0, 10, 40, 89, 158, 247, 356, 484, 632, 800]
     assert len(inference_timesteps("quadratic", 100, 1000)) == 97
     assert inference_timesteps("quadratic", 1, 1000) == [800]
+
+
+@pytest.mark.parametrize("schedule", NOISE_SCHEDULES)
+def test_angles_are_even(schedule: str) -> None:
+    """To half a time, and they end one step above clean data."""
+    diffusion = GaussianDiffusion(make_betas(schedule, 1000, 0.0001, 0.02))
+    for steps in (1, 5, 20, 1000):
+        grid = angle_timesteps(steps, diffusion)
+        assert grid[0] == 999
+        assert all(a > b for a, b in pairwise([*grid, -1]))
+        wanted = np.linspace(diffusion.angle(999), 0, steps + 1)[:-1]
+        times = [diffusion.time_at(float(angle)) for angle in wanted]
+        assert grid == sorted({max(round(time), 0) for time in times}, reverse=True)
+    with pytest.raises(ValueError, match="num_inference_steps=1001 cannot be taken of 1000 training steps"):
+        angle_timesteps(1001, diffusion)
+
+
+def test_the_angles_of_the_cosine_and_of_the_linear_schedule() -> None:
+    cosine, linear = (
+        GaussianDiffusion(make_betas(name, 1000, 0.0001, 0.02)) for name in ("squaredcos_cap_v2", "linear")
+    )
+    trailing = inference_timesteps("trailing", 5, 1000)
+    assert np.abs(np.subtract(angle_timesteps(5, cosine), trailing)).max() <= 6
+    assert angle_timesteps(5, linear) == [999, 476, 319, 200, 95]
 
 
 def test_custom_timesteps() -> None:
