@@ -157,6 +157,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         scans.append([problem, schedule, over_seeds([row["fixed"] for row in seeds]), *of_lengths])
     of_runs = [row["rebuilt"] for row in rows if "rebuilt" in row]
     rebuilt, stored = (max(one[name] for one in of_runs) for name in ("put together", f"{STORED[-1]:g}"))
+    missing = [f"{p} ({s})" for p in PROBLEMS for s in SCHEDULES if (p, s) not in _groups(rows)]
     heads = ["problem", "learning rate", "FID, fixed decay", "chosen lengths", "FID, chosen", "gain, 95 % interval"]
     return "\n\n".join(
         [
@@ -168,6 +169,7 @@ def report(rows: list[dict[str, Any]]) -> str:
             f"The weights of sigma_rel {TRACKED:g} put together from snapshots of {STORED[0]:g} and {STORED[1]:g} "
             f"differ from the tracked ones by at most {rebuilt:.1e} of their norm, and those of {STORED[-1]:g} by up "
             f"to {stored:.1e}.",
+            *([f"Not measured: {', '.join(missing)}."] if missing else []),
             *(
                 f"A step of the digits with two averages more takes {_ratio(row)} of one without."
                 for row in _paces(rows)
