@@ -27,7 +27,7 @@ from ddpm_hf.training.run import Run
 from ddpm_hf.training.setup import build
 from train_accelerate import train
 
-RECIPE = Path(__file__).parent.parent / "configs" / "train" / "digits.yaml"
+RECIPE = Path(__file__).with_name("digits_adam.yaml")
 IMAGES = 200
 SAMPLES = 500
 ROUNDS = 3

@@ -23,10 +23,10 @@ from accelerate import Accelerator
 from scipy.stats import t as student
 from torch import Tensor
 
-from benchmarks.fashion_features import trained_features
 from benchmarks.measure import in_new_process, in_turn, ratio_of
-from benchmarks.quality import PROBLEMS, RECIPES, SCORING, our_pace
+from benchmarks.quality import RECIPES, our_pace
 from benchmarks.record import Bar, Record, over_seeds, table
+from benchmarks.small_features import trained_features
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.data.sources import load_cached_images
 from ddpm_hf.metrics.table import SAMPLES
@@ -36,6 +36,16 @@ from ddpm_hf.training.setup import build
 from ddpm_hf.training.snapshots import FOLDER, Snapshot, average_of, snapshots_in
 from train_accelerate import train
 
+PROBLEMS: dict[str, tuple[Path, int, tuple[str, ...]]] = {
+    "digits": (Path(__file__).with_name("digits_adam.yaml"), 1200, ()),
+    "fashion_mnist": (RECIPES / "fashion_mnist.yaml", 500, ("--data.resolution", "16", "--model.sample_size", "16")),
+}
+"""Recipe, steps, and settings over the recipe's."""
+SCORING = [
+    *("--evaluation.metrics", "[fid]", "--evaluation.held_out_split", "null", "--evaluation.num_images", "1000"),
+    *("--evaluation.num_inference_steps", "25", "--evaluation.eta", "1"),
+    *("--training.sample_every", "null", "--training.checkpoint_every", "null", "--threads", "1", "--quiet"),
+]
 STORED, TRACKED = (0.05, 0.1), 0.15
 LENGTHS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.17, 0.25)
 SCHEDULES = ("cosine", "constant")
@@ -44,7 +54,6 @@ CHOSEN_BY, FRESH = 500, 1000
 """Images."""
 OTHER_SEEDS = 10**6
 """How far the seeds of the fresh images are from those of the others."""
-INFERENCE_STEPS = "25"
 PACE_ROUNDS, PACE_STEPS = 7, 40
 KEEPING = ("--training.ema_sigma_rels", f"{[*STORED]}")
 
@@ -61,21 +70,21 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
     accelerator = Accelerator(cpu=True)
     for problem in PROBLEMS if arguments.fashion_mnist is not None else ("digits",):
         data = [] if problem == "digits" else ["--data.name", str(arguments.fashion_mnist.resolve())]
-        settings = [*SCORING, *PROBLEMS[problem].settings, *data]
-        settings += ["--evaluation.num_inference_steps", INFERENCE_STEPS, "--evaluation.num_images", str(FRESH)]
+        recipe, steps, own_settings = PROBLEMS[problem]
+        settings = [*SCORING, *own_settings, *data]
         with tempfile.TemporaryDirectory() as folder:
             extractor = "digits"
             keys = [{"problem": problem, "schedule": s, "seed": seed} for s in SCHEDULES for seed in SEEDS]
             missing = [key for key in keys if record.find(**key) is None]
             if missing and problem != "digits":
-                images = load_cached_images(parse_config(settings, RECIPES / PROBLEMS[problem].recipe).data)
+                images = load_cached_images(parse_config(settings, recipe).data)
                 extractor = str(trained_features(images, Path(folder) / "features.pt"))
             for key in missing:
                 own = ["--seed", str(key["seed"]), "--training.lr_schedule", str(key["schedule"])]
                 own += ["--training.ema_sigma_rels", f"{[*STORED, TRACKED]}"]
-                own += ["--training.steps", str(PROBLEMS[problem].our_steps[0]), "--evaluation.extractor", extractor]
+                own += ["--training.steps", str(steps), "--evaluation.extractor", extractor]
                 own += ["--output_dir", str(Path(folder) / f"{key['schedule']}-{key['seed']}")]
-                config = parse_config([*settings, *own], RECIPES / PROBLEMS[problem].recipe)
+                config = parse_config([*settings, *own], recipe)
                 record.add({**key, "steps": config.training.steps, **measure(config, accelerator)})
         _pace(record)  # so that the digits have it before the longer runs begin
 
@@ -137,7 +146,7 @@ def _pace(record: Record) -> None:
         return
     settings = [*SCORING, "--evaluation.extractor", "digits", "--training.steps", str(PACE_STEPS)]
     ways = {
-        name: partial(in_new_process, our_pace, [*settings, *more], RECIPES / "digits.yaml")
+        name: partial(in_new_process, our_pace, [*settings, *more], PROBLEMS["digits"][0])
         for name, more in {"without": (), "with": (*KEEPING, "--training.ema_snapshot_every", "10000")}.items()
     }
     without, with_them = in_turn(ways, PACE_ROUNDS, is_warm=True).values()

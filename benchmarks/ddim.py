@@ -1,7 +1,8 @@
 """DDIM's Table 1 on the digits: the FID over the number of steps S and the noise eta, and the seconds an image takes.
 
-    accelerate launch train_accelerate.py --diffusion.beta_schedule linear --diffusion.prediction_type epsilon \\
-        --training.loss_weighting none --training.betas '[0.9,0.999]' --output_dir runs/digits-linear
+    accelerate launch train_accelerate.py --config benchmarks/digits_adam.yaml --diffusion.beta_schedule linear \\
+        --diffusion.prediction_type epsilon --training.loss_weighting none --training.betas '[0.9,0.999]' \\
+        --output_dir runs/digits-linear
 
 [Song et al. (2021)](https://arxiv.org/abs/2010.02502) show on CIFAR-10 that few steps want eta = 0, and many steps
 forgive any eta. Like theirs, these samplers do not clip the predicted x_0. FID is against the training images, ± its

@@ -29,7 +29,7 @@ from ddpm_hf.training.run import Run
 from ddpm_hf.training.setup import build
 from train_accelerate import train
 
-RECIPE = Path(__file__).parent.parent / "configs" / "train" / "digits.yaml"
+RECIPE = Path(__file__).with_name("digits_adam.yaml")
 LEARNED, NUM_IMAGES, INFERENCE_STEPS = 200, 500, 20
 BASE_STEPS, STEPS, MARKS = 1500, 800, (50, 100, 200, 300, 400, 600, 800)
 LEARNING_RATE, OTHER_RATES = 2e-3, (5e-4, 1e-3, 4e-3)

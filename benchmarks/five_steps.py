@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.fashion_features import trained_features
 from benchmarks.few_steps import steps_of
 from benchmarks.record import Bar, Record, table
+from benchmarks.small_features import trained_features
 from ddpm_hf import DDPMCustomPipeline
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images

@@ -33,7 +33,7 @@ from ddpm_hf.training.run import Run
 from ddpm_hf.training.setup import build
 from train_accelerate import train
 
-RECIPE = Path(__file__).parents[1] / "configs" / "train" / "digits.yaml"
+RECIPE = Path(__file__).with_name("digits_adam.yaml")
 SPLITS = {1297: "train", 100: "train[:100]"}
 SETTINGS = [
     *("--evaluation.loss_every", "100", "--training.sample_every", "null", "--training.checkpoint_every", "null"),

@@ -1,4 +1,4 @@
-"""What the objectives are worth on the digits: the main job's recipe with uniform weights and Adam's usual betas,
+"""What the objectives are worth on the digits: the main job's network with uniform weights and Adam's usual betas,
 shortened, with one thing changed at a time.
 
 Mean ± standard deviation over the seeds. Every run is a training run of its own, and what is in the file of results
@@ -28,7 +28,7 @@ from ddpm_hf.training.run import Run
 from ddpm_hf.training.setup import build
 from train_accelerate import train
 
-RECIPE = Path(__file__).parent.parent / "configs" / "train" / "digits.yaml"
+RECIPE = Path(__file__).with_name("digits_adam.yaml")
 PLAIN = ["--training.loss_weighting", "none", "--training.betas", "[0.9,0.999]"]
 HYBRID = ["--training.loss", "hybrid", "--diffusion.variance_type", "learned_range", "--model.out_channels", "2"]
 VARIANTS: dict[str, list[str]] = {

@@ -14,7 +14,7 @@ from benchmarks.page import PAGE, SUITES, page, result_of, suite
 from benchmarks.record import RESULTS, Bar, Record, table
 
 FOLDER = Path(runner.__file__).parent
-NOT_SUITES = {"__init__", "__main__", "fashion_features", "measure", "page", "plain_loop", "record"}
+NOT_SUITES = {"__init__", "__main__", "small_features", "measure", "page", "plain_loop", "record", "time_to_quality"}
 MEASURED = [name for name in SUITES if result_of(name).exists()]
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from benchmarks.plain_loop import LEARNING_RATE, WARMUP_STEPS, PlainLoop
+from benchmarks.plain_loop import EXAMPLE, PlainLoop
 from ddpm_hf import DDIMScheduler, DDPMScheduler
 from ddpm_hf.command_line import parse_config
 from ddpm_hf.data.sources import ImageData
@@ -62,7 +62,7 @@ class Racer(Protocol):
 def recipe(model: dict[str, Any], batch_size: int) -> Config:
     """The recipe's settings, but for a warm-up of 500 steps: its own 5,000 are meant for 795,600 steps, not minutes."""
     config = parse_config([], RECIPE)
-    training = replace(config.training, batch_size=batch_size, warmup_steps=WARMUP_STEPS, tf32=True)
+    training = replace(config.training, batch_size=batch_size, warmup_steps=EXAMPLE.warmup_steps, tf32=True)
     return replace(config, model=config.model | model, training=training)
 
 
@@ -182,17 +182,17 @@ class Plain:
         unet = diffusers.UNet2DModel(**model).to(accelerator.device)
         images = from_uint8(data.images).to(accelerator.device)
         batch_size = config.training.batch_size
-        self._loop = PlainLoop(unet, images, 1, batch_size, LEARNING_RATE, WARMUP_STEPS)
+        self._loop = PlainLoop(unet, images, 1, batch_size)
         self._config, self._accelerator, self._images = config, accelerator, images
-        self._total = 10 * WARMUP_STEPS
+        self._total = 10 * EXAMPLE.warmup_steps
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._loop.optimizer, self._factor)
         self._losses = _Losses()
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
 
     def _factor(self, step: int) -> float:
-        if step < WARMUP_STEPS:
-            return step / WARMUP_STEPS
-        progress = min(1.0, (step - WARMUP_STEPS) / max(1, self._total - WARMUP_STEPS))
+        if step < EXAMPLE.warmup_steps:
+            return step / EXAMPLE.warmup_steps
+        progress = min(1.0, (step - EXAMPLE.warmup_steps) / max(1, self._total - EXAMPLE.warmup_steps))
         return (1 + math.cos(math.pi * progress)) / 2
 
     def train_for(self, seconds: float, planned: float) -> None:

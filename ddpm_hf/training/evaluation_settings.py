@@ -13,7 +13,7 @@ from ddpm_hf.metrics.table import (
 )
 from ddpm_hf.sampling.request import MOST_IMAGES, check_interval
 from ddpm_hf.sampling.samplers import SamplerName, TimestepSpacing, check_sampler
-from ddpm_hf.settings import ColourMap, check, named
+from ddpm_hf.settings import ColourMap, check, named, renamed
 
 
 @metrics_in_help(IN_TRAINING)
@@ -94,5 +94,6 @@ class EvaluationConfig:
         check(0 <= scale <= 1000, "evaluation.guidance_scale", scale, "a number from 0 to 1000")
         check_interval(self.guidance_interval, scale, "evaluation.")
         check_weights_of(self.extractor, self.extractor_weights, "evaluation.")
-        with named("evaluation.sampler: "):
+        settings = ("timestep_spacing", "eta", "num_inference_steps")
+        with named("evaluation.sampler: "), renamed({name: f"evaluation.{name}" for name in settings}):
             check_sampler(self.sampler, self.timestep_spacing, self.eta, self.num_inference_steps)

@@ -149,7 +149,7 @@ def test_a_run_trains_the_layer_and_its_averages(unbroken: Path) -> None:
     assert averages.keys() == {f"0.99/{LAYER}", f"0.5/{LAYER}"}
     assert (weights[LAYER] != earlier[LAYER]).all()  # each label was there, and no gradient is left out
     assert not torch.equal(averages[f"0.99/{LAYER}"], averages[f"0.5/{LAYER}"])
-    assert f"{LAYER}/exp_avg" in load_file(folder / "optimizer.safetensors")
+    assert f"{LAYER}/momentum" in load_file(folder / "optimizer.safetensors")
 
 
 def test_killed_and_resumed_it_is_the_same_run_to_the_bit(unbroken: Path, tmp_path: Path) -> None:

@@ -91,12 +91,10 @@ def test_the_folder_holds_the_images_that_were_scored(one_process: tuple[Path, s
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.scheduler, DDIMScheduler)
     first = results_of(run)["first_image_seed"]
-    images = pipeline(
-        seeds=range(first, first + IMAGES),
-        num_inference_steps=SAMPLER_STEPS,
-        eta=yaml.safe_load((run / "config.yaml").read_text())["evaluation"]["eta"],
-        output_type="uint8",
-    ).images
+    sampler = yaml.safe_load((run / "config.yaml").read_text())["evaluation"]["sampler"]
+    pipeline.scheduler = make_scheduler(pipeline.scheduler.config, sampler)
+    seeds = range(first, first + IMAGES)
+    images = pipeline(seeds=seeds, num_inference_steps=SAMPLER_STEPS, output_type="uint8").images
     with Image.open(run / "samples" / "grid.png") as picture:
         drawn = np.asarray(picture).astype(int)
     again = np.asarray(image_grid(images, scale=4)).astype(int)
@@ -210,10 +208,10 @@ def test_a_conditional_network_trains_on_labels_of_another_data_set(
 
 def test_any_sampler_of_the_table_draws_the_images_that_are_scored(train: Any) -> None:
     few = ["--evaluation.extractor", "null", "--training.steps", "2", "--evaluation.num_inference_steps", "4"]
-    run = train("unipc", *few, "--evaluation.sampler", "unipc", "--evaluation.eta", "0")
+    run = train("dpm", *few, "--evaluation.sampler", "dpmsolver++")
     pipeline = DDPMCustomPipeline.from_pretrained(run)
     assert isinstance(pipeline.scheduler, DDIMScheduler)
-    sampler = make_scheduler(pipeline.scheduler.config, "unipc")
+    sampler = make_scheduler(pipeline.scheduler.config, "dpmsolver++")
     sampler.set_timesteps(4)
     images = sample_images(pipeline.unet, sampler, range(IMAGES), SamplingOptions(batch_size=3))
     with Image.open(run / "samples" / "grid.png") as picture:
@@ -240,8 +238,8 @@ def test_any_sampler_of_the_table_draws_the_images_that_are_scored(train: Any) -
         (["--config", str(DIGITS), "--data.name", "my.parquet"], 2, "my.parquet"),
         (["--evaluation.held_out_split", "no"], 2, "no"),
         (["--evaluation.num_inference_steps", "1001"], 2, "1001"),
-        (["--evaluation.num_inference_steps", "1"], 2, "images are nearly clean"),
-        (["--evaluation.sampler", "unipc"], 2, "the sampler unipc has no eta, and eta is 1; make it 0"),
+        (["--evaluation.sampler", "ddim", "--evaluation.num_inference_steps", "1"], 2, "images are nearly clean"),
+        (["--evaluation.eta", "1"], 2, "the sampler unipc has no evaluation.eta, and evaluation.eta is 1; make it 0"),
         (["--evaluation.sampler", "edm"], 2, "edm"),
         (["--training.gradient_accumulation_steps", "3"], 2, "use 15 or 18"),
         (["--diffusion.beta_schedule", "wavy"], 2, "wavy"),

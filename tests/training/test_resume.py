@@ -203,7 +203,7 @@ def test_broken_checkpoints_are_named_and_left_aside(stopped: Path, unbroken: Pa
 def test_a_run_with_another_meaning_is_refused_with_the_difference(stopped: Path) -> None:
     status, said = ended(stopped, *WORK, "--training.learning_rate", "0.1", "--model.dropout", "0")
     assert status == 2
-    assert "(model.dropout 0.1 -> 0.0, training.learning_rate 0.002 -> 0.1); go on with those, or start" in said
+    assert "(model.dropout 0.1 -> 0.0, training.learning_rate 0.008 -> 0.1); go on with those, or start" in said
     assert said.count("\n") == 1
     status, said = ended(stopped, *WORK, "--training.steps", "50")  # a cosine that would be another one from the start
     assert (status, "training.steps 40 -> 50" in said) == (2, True)
@@ -232,10 +232,10 @@ def test_the_same_images_elsewhere_are_the_same_data_and_others_are_not(tmp_path
 
 def test_harmless_changes_are_allowed_and_recorded(stopped: Path, unbroken: Path) -> None:
     shutil.rmtree(stopped / "checkpoints" / f"step-{STEPS}")
-    finished(stopped, *WORK, "--training.gradient_accumulation_steps", 2, "--evaluation.eta", 0)
+    finished(stopped, *WORK, "--training.gradient_accumulation_steps", 2, "--evaluation.num_inference_steps", 4)
     entry = json.loads((stopped / "metrics.json").read_text())["history"][0]
     assert entry["step"] == 35
-    changed = {"training.gradient_accumulation_steps": [1, 2], "evaluation.eta": [1.0, 0.0]}
+    changed = {"training.gradient_accumulation_steps": [1, 2], "evaluation.num_inference_steps": [2, 4]}
     assert entry["settings"] == {**changed, "output_dir": [str(unbroken), str(stopped)]}
 
 

@@ -1,4 +1,4 @@
-"""Trains a feature network for Fashion-MNIST or CIFAR-10 at 16x16, as none is published for images this small."""
+"""Trains a feature network for labelled images of 16x16, as none is published for images this small."""
 
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ BATCH_SIZE = 128
 LEARNING_RATE = 2e-3
 
 
-class FashionFeatures(nn.Module):
+class SmallFeatures(nn.Module):
     """uint8 (N, C, 16, 16) to 64 features, from which one linear layer tells the ten classes."""
 
-    def __init__(self, channels: int = 1) -> None:
+    def __init__(self, in_channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for channels_in, channels_out in [(channels, 32), (32, 64), (64, 64)]:
-            layers += [nn.Conv2d(channels_in, channels_out, 3, padding=1), nn.BatchNorm2d(channels_out), nn.ReLU()]
+        for channels_in, channels in [(in_channels, 32), (32, 64), (64, 64)]:
+            layers += [nn.Conv2d(channels_in, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 2 * 2, 64), nn.ReLU())
         self.classes = nn.Linear(64, 10)
@@ -36,7 +36,7 @@ def trained_features(data: ImageData, path: Path) -> Path:
     """Train on these images, and leave the TorchScript file that `load_extractor` takes."""
     assert data.labels is not None
     torch.manual_seed(0)
-    network = FashionFeatures(data.images.shape[1])
+    network = SmallFeatures(data.shape[0])
     steps = EPOCHS * (len(data) // BATCH_SIZE)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
