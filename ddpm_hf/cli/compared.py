@@ -11,6 +11,7 @@ import xxhash
 from torch import Tensor
 
 from ddpm_hf.cli.evaluate import EvaluateConfig
+from ddpm_hf.data.sample_labels import load_labels
 from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import ImageData, load_cached_images
@@ -22,7 +23,10 @@ from ddpm_hf.metrics.table import METRICS, fewest_images
 from ddpm_hf.pixels import LARGEST, PixelFormat
 from ddpm_hf.settings import renamed
 
-SINCE = ("reference_layout", "reference_alpha", "reference_background", "reference_dtype", "reference_value_range")
+SINCE = (
+    *("reference_label_column", "reference_layout", "reference_alpha", "reference_background", "reference_dtype"),
+    "reference_value_range",
+)
 """Settings that earlier manifests lack, and that new ones have where they are not as usual."""
 
 
@@ -36,6 +40,8 @@ class Reference:
         images: ``(M, C, H, W)``, of the type of the format; None of a file of statistics.
         fingerprint: Changes with the images.
         statistics: Mean and covariance of a file; None where there are images.
+        labels: The number of the class of each image; None where nothing says it.
+        class_names: What the classes are called, by their numbers; None where they have no names.
     """
 
     settings: dict[str, Any]
@@ -43,6 +49,8 @@ class Reference:
     images: Tensor | None = None
     fingerprint: str = ""
     statistics: Statistics | None = None
+    labels: Sequence[int] | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def load_samples(name: str, config: EvaluateConfig) -> Tensor:
@@ -51,12 +59,16 @@ def load_samples(name: str, config: EvaluateConfig) -> Tensor:
     Raises:
         ValueError: they cannot be read, or are too few.
     """
-    is_hub_id = name.count("/") == 1 and not Path(name).exists() and not Path(name).suffix
-    images = load_cached_images(DataConfig(name=name)).images if is_hub_id else load_images(Path(name))
+    images = load_cached_images(DataConfig(name=name)).images if is_hub_id(name) else load_images(Path(name))
     wanted = config.num_images or max(len(images), fewest_images(config.scored))
     if len(images) < wanted:
         raise ValueError(f"{name} holds {len(images)} images, and {wanted} are wanted; draw more")
     return images[:wanted]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether samples are a data set on the Hub."""
+    return name.count("/") == 1 and not Path(name).exists() and not Path(name).suffix
 
 
 def format_of_samples(names: Sequence[str]) -> PixelFormat | None:
@@ -155,14 +167,19 @@ def load_held_out(config: EvaluateConfig, reference: Reference, show_progress: b
 
 def _load_real(config: EvaluateConfig, data: DataConfig, show_progress: bool, setting: str) -> Reference:
     path = Path(data.name)
+    labels, class_names = None, None
     if path.suffix == ".npz" and _is_of_adm(path):
         images, fingerprint = load_images(path), sha256_of(path)
+        if config.per_class and (found := load_labels(path)) is not None:
+            labels = [int(label) for label in found]
         with renamed({"data.value_range": "--reference_value_range"}):
             format = _format_of_array(data, images)
     else:
         loaded = load_data(data, show_progress, setting)
         images, fingerprint, format = loaded.images, loaded.fingerprint, loaded.format
-    return Reference(described_reference(config, fingerprint, len(images)), format, images, fingerprint)
+        labels, class_names = None if loaded.labels is None else loaded.labels.tolist(), loaded.class_names
+    settings = described_reference(config, fingerprint, len(images))
+    return Reference(settings, format, images, fingerprint, labels=labels, class_names=class_names)
 
 
 def _is_of_adm(path: Path) -> bool:

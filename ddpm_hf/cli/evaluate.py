@@ -23,6 +23,7 @@ from ddpm_hf.metrics.table import (
     RATIO,
     CommandMetric,
     check_weights_of,
+    comparing,
     fewest_images,
     metrics_in_help,
 )
@@ -46,6 +47,9 @@ class EvaluateConfig:
             as there are samples are scored too, as an estimate of a perfect model's scores; and a test tells whether
             the samples are copies of the reference, which must then be the training images. Adds authenticity.
         held_out: Such images in a data set of their own, as for reference; their split is held_out_split, or train.
+        per_class: Also compare the samples of each class with the reference images of that class, and give the mean
+            over classes. The class of a sample is its folder, the column label of parquet, arr_1 or labels of an .npz,
+            or what ddpm-hf-sample has noted.
         model: The folder or Hub id of the pipeline whose bits_per_dim is computed.
         likelihood: How bits_per_dim is computed: bound (every term of the variational bound), estimate (an unbiased
             estimate of it from a few terms), or ode (the likelihood of the probability-flow ODE).
@@ -64,6 +68,8 @@ class EvaluateConfig:
         reference_split: Split of the reference data set, such as train[:10000].
         reference_revision: Branch, tag or commit of a reference data set on the Hub.
         reference_image_column: Column of images; null chooses the only column of that type.
+        reference_label_column: Column of class labels, integers or text, for --per_class and bits_per_dim; null chooses
+            the only one of the type ClassLabel, if there is one.
         reference_layout: Axes of one image in arrays of numbers: HW, HWC or CHW; null goes by their sizes.
         reference_channels: Number of channels of the reference images, as data.channels in training; null keeps that of
             the first image.
@@ -100,6 +106,7 @@ class EvaluateConfig:
     metrics: list[CommandMetric] = field(default_factory=lambda: ["fid", "precision_recall"])
     held_out_split: str | None = None
     held_out: str | None = None
+    per_class: bool = False
     model: str | None = None
     likelihood: Literal["bound", "estimate", "ode"] = "bound"
     ode_rtol: float = 1e-5
@@ -113,6 +120,7 @@ class EvaluateConfig:
     reference_split: str = "train"
     reference_revision: str | None = None
     reference_image_column: str | None = None
+    reference_label_column: str | None = None
     reference_layout: Literal["HW", "HWC", "CHW"] | None = None
     reference_channels: int | None = None
     reference_alpha: Alpha = "composite"
@@ -146,6 +154,7 @@ class EvaluateConfig:
                 "it was not trained on by --reference and --reference_split"
             )
         self._check_ode()
+        self._check_classes()
         if taken := {HELD_OUT, RATIO}.intersection(self.sets):
             raise ValueError(f"{taken.pop()} is a name in the results and cannot be that of samples; give ./ before it")
         if not self.metrics:
@@ -173,6 +182,18 @@ class EvaluateConfig:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be from 1e-10 to 0.1; 1e-5 is usual")
         if self.ode_steps is not None and self.ode_steps < 1:
             raise ValueError(f"ode_steps is {self.ode_steps} and must be at least 1")
+
+    def _check_classes(self) -> None:
+        if self.per_class and not comparing(self.metrics):
+            raise ValueError(
+                "per_class is true, and none of the metrics compares images with those of the reference; leave it out, "
+                f"or give some of {', '.join(comparing(OF_FILES))}"
+            )
+        if self.reference_label_column is not None and not (self.per_class or self.is_of_a_model):
+            raise ValueError(
+                f"reference_label_column is {self.reference_label_column!r} and is for --per_class true and "
+                "bits_per_dim; leave it out"
+            )
 
     @property
     def is_of_a_model(self) -> bool:

@@ -1,6 +1,6 @@
 """What ddpm-hf-evaluate does, once its settings are known to be right."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from PIL.Image import Image
 
 from ddpm_hf.cli.bits_per_dim import check_model, described, score_model
+from ddpm_hf.cli.classes import fingerprint_of_members, members_of
 from ddpm_hf.cli.compared import (
     check_together,
     described_reference,
@@ -29,6 +30,7 @@ from ddpm_hf.images import Display, save_png
 from ddpm_hf.launch import decided_by_main, environment, start_processes
 from ddpm_hf.manifest import claim
 from ddpm_hf.metrics.bits_per_dim import Likelihood
+from ddpm_hf.metrics.by_class import ClassScores, score_by_class
 from ddpm_hf.metrics.evaluation import Evaluation, Results, Score
 from ddpm_hf.metrics.extractors import load_extractor
 from ddpm_hf.metrics.intake import Intake
@@ -119,6 +121,7 @@ def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> Files:
     for name, images in sets.items():
         display.check(images.shape[1])
         check_together(config, name, images, reference, features_of)
+    members = {name: members_of(name, len(sets[name]), reference, config) for name in sets if config.per_class}
     fingerprints = {name: fingerprint_of(images) for name, images in sets.items()}
     settings = {
         "samples": {name: described_samples(name, images, fingerprints[name]) for name, images in sets.items()},
@@ -129,6 +132,7 @@ def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> Files:
         "bootstrap": config.bootstrap,
         "batch_size": config.batch_size,
         **_chosen(config, "shown_channels", "colour_map"),
+        **({"per_class": {name: fingerprint_of_members(of) for name, of in members.items()}} if members else {}),
     }
     _claim(config, settings, accelerator)
 
@@ -143,6 +147,7 @@ def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> Files:
     evaluation = Evaluation(config.scored, extractor, compared_with, config.bootstrap, notes)
     scores: dict[str, dict[str, Score]] = {}
     copying: dict[str, CopyingTest] = {}
+    of_classes: dict[str, ClassScores] = {}
     files: Files = {}
     for number, (name, images) in enumerate(sets.items(), start=1):
         fake = features_of.kept(images, fingerprints[name])
@@ -150,6 +155,9 @@ def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> Files:
             continue
         with Progress(f"scoring {name}", 1, "set", show_progress, leave=False):
             scores[name] = evaluation.score(fake)
+        if members and real is not None:
+            with Progress(f"scoring the classes of {name}", 1, "set", show_progress, leave=False):
+                of_classes[name] = score_by_class(config.scored, extractor, fake, real, members[name], config.bootstrap)
         if of_held_out is not None and (test := evaluation.copying(fake, of_held_out)):
             copying[name] = test
         if reference.images is not None and real is not None:
@@ -165,7 +173,7 @@ def evaluate_samples(config: EvaluateConfig, accelerator: Accelerator) -> Files:
     counts = {name: len(images) for name, images in sets.items()}
     if of_held_out is not None:
         scores[HELD_OUT], counts[HELD_OUT] = evaluation.score(of_held_out), len(of_held_out)
-    return _results(config, evaluation.results(scores, counts, copying), settings) | files
+    return _results(config, evaluation.results(scores, counts, copying), settings, of_classes) | files
 
 
 def _as_tuple(channels: list[int] | None) -> tuple[int, ...] | None:
@@ -194,13 +202,22 @@ def _claim(config: EvaluateConfig, settings: dict[str, Any], accelerator: Accele
     decided_by_main(accelerator, lambda: claim(config.output, settings, environment(accelerator)))
 
 
-def _results(config: EvaluateConfig, results: Results, settings: dict[str, Any]) -> Files:
+def _results(
+    config: EvaluateConfig,
+    results: Results,
+    settings: dict[str, Any],
+    of_classes: Mapping[str, ClassScores] | None = None,
+) -> Files:
     """Print the results; what writes them."""
-    table = markdown_table(results)
+    classes = dict(of_classes or {})
+    table = "\n".join([markdown_table(results), *(found.table(name) for name, found in classes.items())])
     print(table, flush=True)
+    found = {**settings, **results.to_dict()}
+    if classes:
+        found["per_class"] = {name: scores.to_dict() for name, scores in classes.items()}
     metrics, readable = config.output / "metrics.json", config.output / "table.md"
     return {
-        str(metrics): lambda: write_json(metrics, {**settings, **results.to_dict()}),
+        str(metrics): lambda: write_json(metrics, found),
         str(readable): lambda: write_text(readable, table),
     }
 

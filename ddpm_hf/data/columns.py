@@ -57,10 +57,16 @@ def source_of(config: DataConfig, loaded: Loaded, rows: Rows) -> str:
 
 def num_classes_of(rows: Rows) -> int | None:
     """As declared; None for no labels and for plain integers."""
+    names = class_names_of(rows)
+    return None if names is None else len(names)
+
+
+def class_names_of(rows: Rows) -> tuple[str, ...] | None:
+    """The names of the classes, in the order of their numbers; None for no labels and for plain integers."""
     if rows.classes is not None:
-        return len(rows.classes)
+        return rows.classes
     kind = None if rows.label_column is None else rows.dataset.features[rows.label_column]
-    return kind.num_classes if isinstance(kind, datasets.ClassLabel) else None
+    return tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
 
 
 def _image_column(config: DataConfig, types: dict[str, Any]) -> str:

@@ -55,7 +55,7 @@ def load_images(source: Path) -> Tensor:
         found = list_folder(source)
     else:
         raise ValueError(f"{source} is no file or folder of images")
-    found, members = _opened(source, found, is_file)
+    found, members = opened(source, found, is_file)
     if found.images and found.tables:
         raise ValueError(
             f"{source} holds {len(found.images)} images and {len(found.tables)} table(s) ({found.tables[0]}), and "
@@ -75,8 +75,17 @@ def load_images(source: Path) -> Tensor:
     return _read(source, Loaded(dataset, "", found.path, advises=False, fetch=members.fetch))
 
 
-def _opened(source: Path, found: FolderOfImages, is_file: bool) -> tuple[FolderOfImages, Members]:
-    """What files hold that hold images. Channels of an array that may be first or last are last, as ADM has them."""
+def opened(source: Path, found: FolderOfImages, is_file: bool) -> tuple[FolderOfImages, Members]:
+    """What files hold that hold images. Channels of an array that may be first or last are last, as ADM has them.
+
+    Args:
+        source: The samples, for messages.
+        found: The files.
+        is_file: Whether the source is one file.
+
+    Raises:
+        ValueError: one is damaged, or it is not clear which arrays are images.
+    """
     for layout in (None, "HWC") if is_file and found.arrays else (None,):
         members = Members(found.path, DataConfig(name=str(source), layout=layout))
         try:
@@ -110,13 +119,20 @@ def _of_array(images: npt.NDArray[Any], where: str) -> Tensor:
     return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
 
 
-def _of_table(path: Path) -> Tensor:
+def table_of(path: Path) -> datasets.Dataset:
+    """The rows of a parquet or arrow file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
-        table = pyarrow.parquet.read_table(path) if path.suffix == ".parquet" else _arrow(path)
-        dataset = datasets.Dataset(table)
+        return datasets.Dataset(pyarrow.parquet.read_table(path) if path.suffix == ".parquet" else _arrow(path))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
-    return _read(path, Loaded(dataset, "", path.parent, advises=False))
+
+
+def _of_table(path: Path) -> Tensor:
+    return _read(path, Loaded(table_of(path), "", path.parent, advises=False))
 
 
 def _arrow(path: Path) -> pa.Table:

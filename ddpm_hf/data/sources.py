@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddpm_hf.data.arrays import Layout, channels_first
 from ddpm_hf.data.augmentation import check_crop, middles, random_windows
-from ddpm_hf.data.columns import num_classes_of, rows_of, source_of
+from ddpm_hf.data.columns import class_names_of, num_classes_of, rows_of, source_of
 from ddpm_hf.data.image_cache import cached_images
 from ddpm_hf.data.loading import load
 from ddpm_hf.data.settings import DataConfig
@@ -70,6 +70,7 @@ class ImageData:
         format: What the numbers mean.
         uncropped: Larger images ``(N, C, H', W')``, whose middles are ``images``: :meth:`batch` then gives random
             windows of these. None where the images are trained on as they are.
+        class_names: What the classes are called, by their numbers; None where they have no names.
 
     Examples:
         >>> data = ImageData.of(np.zeros((100, 32, 32, 3), np.uint8))
@@ -86,6 +87,7 @@ class ImageData:
     remark: str = ""
     format: PixelFormat = EIGHT_BITS
     uncropped: Tensor | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.num_classes is None:
@@ -232,7 +234,10 @@ def load_cached_images(config: DataConfig, show_progress: bool = False) -> Image
             )
     form = format_of(config, rows.name, cached)
     remark = "; ".join(filter(None, [loaded.remark, *treatment_of(config, cached.seen, cached.shape)]))
-    data = ImageData(config.name, cached.images, labels, cached.fingerprint, num_classes, remark, form)
+    class_names = None if labels is None else class_names_of(rows)
+    data = ImageData(
+        config.name, cached.images, labels, cached.fingerprint, num_classes, remark, form, class_names=class_names
+    )
     return data if config.crop_size is None else data.cropped(config.crop_size)
 
 

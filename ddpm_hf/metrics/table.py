@@ -169,6 +169,11 @@ def scores_of(names: Sequence[str]) -> list[str]:
     return [score.name for row in rows_of(names) for score in row.scores]
 
 
+def comparing(names: Sequence[str]) -> list[str]:
+    """Those of these metrics that compare with real images, and so say something of one class alone."""
+    return [row.name for row in rows_of(names) if row.reference is not None]
+
+
 def fewest_images(names: Sequence[str]) -> int:
     """How many images these metrics need at least, both generated and real ones."""
     return max([2, *(row.fewest_images for row in rows_of(names))])
