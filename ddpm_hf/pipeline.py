@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ddpm_hf.files import read_json
 from ddpm_hf.hub.cards import Subject, model_card
-from ddpm_hf.hub.downloads import beyond_index, fetched
+from ddpm_hf.hub.downloads import beyond_index, fetched, files_of
 from ddpm_hf.hub.public_files import public_files
 from ddpm_hf.hub.repository import Repository, is_of_the_hub, told_in_one_sentence
 from ddpm_hf.images import check_picture, to_pil, to_uint8, to_unit_range
+from ddpm_hf.model_folder import OnlyVariant, check_has_weights, check_local_folder, only_variant
 from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.pipeline_index import OURS, check_index, make_ours, saved_index
 from ddpm_hf.pixels import PixelFormat
@@ -262,21 +263,39 @@ class DDPMCustomPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         if kwargs.get("custom_pipeline") in names_of(PIPELINES):
             return pipeline_class(kwargs.pop("custom_pipeline")).from_pretrained(name, **kwargs)
         check_local_folder(Path(name), needs_weights="unet" not in kwargs)
-        variant = _only_variant(Path(name))
-        if variant is not None:
-            logger.warning("%s has weights of the variant %r only; they are taken.", name, variant)
-            kwargs = {"variant": variant, **kwargs}
+        load, variant = super().from_pretrained, None
+        if "unet" not in kwargs and kwargs.get("variant") is None:
+            variant = only_variant(Path(name))
         with told_in_one_sentence(name), _named_in_one_sentence(name):
-            return super().from_pretrained(name, **kwargs)
+            if variant is None:
+                try:
+                    return load(name, **kwargs)
+                except OnlyVariant as found:  # of a model on the Hub
+                    variant = found.variant
+            logger.warning("%s has weights of the variant %r only; they are taken.", name, variant)
+            return load(name, **{**kwargs, "variant": variant})
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
-        """As diffusers', but a file that is not what the Hub says, also in the cache, is fetched anew."""
-        fetch = super().download
-        with told_in_one_sentence(pretrained_model_name):
+        """As diffusers', but a file that is not what the Hub says, also in the cache, is fetched anew.
+
+        Raises:
+            OnlyVariant: the only weights are those of a variant, which was not asked for.
+            ValueError: it holds another kind of pipeline, or its weights are pickled.
+            OSError: it cannot be downloaded, in one sentence.
+        """
+        fetch, name = super().download, pretrained_model_name
+        with told_in_one_sentence(name):
             given = {"unet", "scheduler"} <= kwargs.keys()  # then the index is all that is wanted
             whole = Path if given else beyond_index
-            return str(fetched(lambda: whole(fetch(pretrained_model_name, **kwargs)), pretrained_model_name))
+            folder = fetched(lambda: whole(fetch(name, **kwargs)), name)
+            plain = (
+                "unet" not in kwargs and kwargs.get("variant") is None and kwargs.get("use_safetensors") is not False
+            )
+            if plain and '"UNet2DModel"' in (folder / "model_index.json").read_text():
+                check_index(read_json(folder / "model_index.json"), name)
+                check_has_weights(name, folder, lambda: files_of(name, folder.name, kwargs.get("token")))
+            return str(folder)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -323,51 +342,6 @@ def _as_output(x_0: Tensor, output_type: str, format: PixelFormat) -> Any:
     if output_type in ("np", "numpy"):
         return to_unit_range(x_0.float()).cpu().permute(0, 2, 3, 1).numpy()
     return to_pil(to_uint8(x_0), format.alpha) if output_type == "pil" else to_uint8(x_0)
-
-
-def check_local_folder(path: Path, needs_weights: bool = True) -> None:
-    """Say in one sentence what is wrong with a local folder, before diffusers takes its path for a Hub id.
-
-    Raises:
-        FileNotFoundError: it is missing, is no pipeline's, or has no weights that are read.
-        ValueError: its index is of another form.
-    """
-    index = path / "model_index.json"
-    if path.is_dir() and not index.is_file():
-        hint = "; it holds a single model, for UNet2DModel.from_pretrained" if (path / "config.json").is_file() else ""
-        raise FileNotFoundError(f"{path} has no model_index.json, so it is not a pipeline's folder{hint}.")
-    is_hub_id = len(path.parts) <= 2 and not path.is_absolute() and path.parts[:1] not in ((".",), ("..",), ("~",))
-    if not path.exists() and not is_hub_id:
-        raise FileNotFoundError(f"{path} does not exist; give a pipeline's folder, or a Hub id such as owner/name.")
-    if not path.is_dir():
-        return
-    read_json(index)
-    network = network_in(path)
-    pickled = next(network.glob("*.bin"), None)
-    if needs_weights and pickled is not None and not any(network.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{pickled} is pickled, which can hold code and is not read; make safetensors of it by 'ddpm-hf-convert "
-            f"{path} NEW_FOLDER'."
-        )
-
-
-def network_in(path: Path) -> Path:
-    """The folder of the network; in old pipelines all files lie side by side."""
-    return path / "unet" if (path / "unet").is_dir() else path
-
-
-def _only_variant(path: Path) -> str | None:
-    """The variant of the weights in a local folder, if there is one and no weights without."""
-    if not path.is_dir():
-        return None
-    found = variants_of(file.name for file in network_in(path).iterdir())
-    return found.pop() if len(found) == 1 else None
-
-
-def variants_of(files: Iterable[str]) -> set[str | None]:
-    """The variants of which there are weights among these files, None standing for those without a variant's name."""
-    form = r"(?:unet/)?diffusion_pytorch_model(?:\.(?P<variant>[^.]+?))?(?:-\d+-of-\d+)?\.safetensors"
-    return {match["variant"] for file in files if (match := re.fullmatch(form, file))}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ddpm_hf"
-MAX_ARROWS = 136
+MAX_ARROWS = 140
 MAX_LINES = 420
 MAX_PARAMETERS = 7
 
@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "schedulers": {"diffusion", "settings"},
     "models": {"files", "settings"},
     "unet": {"models"},
+    "model_folder": {"files"},
     "sampling": {"diffusion", "files", "images", "launch", "pixels", "randomness", "schedulers", "settings"},
     "metrics": {
         *("diffusion", "files", "http_client", "images", "launch", "pixels", "progress", "randomness", "settings"),
@@ -42,15 +43,16 @@ ALLOWED: dict[str, set[str]] = {
     "hub": {"files", "http_client", "metrics"},  # of metrics, the names of scores
     "pipeline_index": {"files", "models", "schedulers"},
     "pipeline": {
-        *("files", "hub", "images", "models", "pipeline_index", "pixels", "randomness", "recipes", "sampling"),
-        *("schedulers", "settings"),
+        *("files", "hub", "images", "model_folder", "models", "pipeline_index", "pixels", "randomness", "recipes"),
+        *("sampling", "schedulers", "settings"),
     },
     "data": {"diffusion", "files", "launch", "pixels", "progress", "randomness", "settings", "transfers"},
     "assets": {"data", "images", "metrics"},
-    "conversion": {"diffusion", "files", "manifest", "models", "pipeline", "schedulers"},
+    "conversion": {"diffusion", "files", "manifest", "model_folder", "models", "pipeline", "schedulers"},
     "training": {
         *("data", "diffusion", "files", "http_client", "hub", "images", "launch", "lock", "manifest", "metrics"),
-        *("models", "pipeline", "pixels", "progress", "randomness", "sampling", "schedulers", "settings"),
+        *("model_folder", "models", "pipeline", "pixels", "progress", "randomness", "sampling", "schedulers"),
+        "settings",
     },
     "command_line": {"progress", "recipes", "settings", "training"},
     "notebook": {"command_line", "pipeline", "recipes", "training"},

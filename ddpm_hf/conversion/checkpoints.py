@@ -25,9 +25,10 @@ from ddpm_hf.conversion.recipe_terms import ForeignRecipe
 from ddpm_hf.conversion.recipes import ddpm_torch_recipe, ermongroup_recipe, read_recipe
 from ddpm_hf.files import read_json, sha256_of, written_whole
 from ddpm_hf.manifest import read_manifest, weights_hash, write_manifest
+from ddpm_hf.model_folder import network_in, networks_below, only_variant, pickled_weights, variants_of
 from ddpm_hf.models.noisy_classifier import NoisyClassifier
 from ddpm_hf.models.unet_2d import UNet2DModel
-from ddpm_hf.pipeline import DDPMCustomPipeline, network_in
+from ddpm_hf.pipeline import DDPMCustomPipeline
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 
 RAW_VARIANT: Final = "non_ema"
@@ -127,21 +128,25 @@ def read_folder(path: Path) -> Checkpoint:
     """
     is_pipeline = (path / "model_index.json").is_file()
     folder = network_in(path) if is_pipeline else path
-    pickled = folder / "diffusion_pytorch_model.bin"
+    pickled = pickled_weights(folder)
     index = _read_json(folder / "config.json")
     if index.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{folder} holds a {index.get('_class_name')}; a UNet2DModel is expected")
     assumed = []
-    if pickled.is_file() and not (folder / "diffusion_pytorch_model.safetensors").is_file():
+    # Safetensors of a variant beside them, such as weights before their average, are not what is sampled from.
+    if pickled and None not in variants_of(file.name for file in folder.iterdir()):
         unet = unet_without_memory(UNet2DModel.load_config(folder))
-        state = unet._fix_state_dict_keys_on_load(tensors_of(unpickle(pickled), pickled))
+        state: Weights = {}
+        for file in pickled:
+            state |= tensors_of(unpickle(file), file)
+        state = unet._fix_state_dict_keys_on_load(state)
         try:
             unet.load_state_dict(state, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"{pickled} does not hold this UNet: {' '.join(str(error).split())[:300]}") from None
+            raise ValueError(f"{pickled[0]} does not hold this UNet: {' '.join(str(error).split())[:300]}") from None
         unet.eval()
     elif any(folder.glob("*.safetensors")):
-        unet = UNet2DModel.from_pretrained(folder)
+        unet = UNet2DModel.from_pretrained(folder, variant=only_variant(folder))
     else:
         raise FileNotFoundError(f"{folder} has a config.json and no weights (diffusion_pytorch_model.safetensors)")
     if is_pipeline:
@@ -149,7 +154,7 @@ def read_folder(path: Path) -> Checkpoint:
     else:
         scheduler = DDPMScheduler()
         assumed.append(HO_SCHEDULE)
-    has_raw = (folder / _RAW_FILE).is_file()
+    has_raw = (folder / _RAW_FILE).is_file() and only_variant(folder) != RAW_VARIANT
     raw = UNet2DModel.from_pretrained(folder, variant=RAW_VARIANT).state_dict() if has_raw else None
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     hashes = {file.name: sha256_of(file) for file in files}
@@ -229,7 +234,9 @@ def origin_of(layout: str, path: Path, recipe: Path | None) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, so {path.parent} is not a model's folder")
+        raise FileNotFoundError(
+            f"{path} does not exist, so {path.parent} is not a model's folder{networks_below(path.parent)}"
+        )
     return read_json(path)
 
 

@@ -3,9 +3,10 @@
 Ports of Ho et al.'s code have the one architecture, and OpenAI's one other, so a layout is a table of names.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,11 @@ from ddpm_hf.models.unet_2d import UNet2DModel
 from ddpm_hf.models.unet_2d_config import OURS_ONLY, heads_per_level, levels_with_attention
 
 Weights = dict[str, Tensor]
+
+WHY_NOT_EDM: Final = (
+    "its networks are others than UNet2DModel, preconditioned for noise levels and not for timesteps, so it cannot "
+    "be converted"
+)
 
 
 def layout_of(weights: Mapping[str, Tensor]) -> Layout:
@@ -42,6 +48,8 @@ def layout_of(weights: Mapping[str, Tensor]) -> Layout:
             "a network of denoising-diffusion-pytorch (lucidrains), which no UNet2DModel computes: it has linear "
             "attention, channel norms, a 7x7 first convolution and GELU in the time embedding"
         )
+    if any(re.match(r"(model\.|unet\.)?enc\.\d+x\d+_", key) for key in keys):
+        raise ValueError(f"a network of NVIDIA's EDM: {WHY_NOT_EDM}")
     if "time_embedding.linear_1.weight" in keys:
         raise ValueError("the weights of a diffusers UNet without its config; give the folder that holds both")
     raise ValueError(f"of no layout that is known ({', '.join(LAYOUTS)}); its first keys are {_some(keys)}")

@@ -17,9 +17,13 @@ import torch
 from torch import Tensor
 
 from ddpm_hf.conversion.layout_tables import DDPM_TORCH, GUIDED_DIFFUSION, Layout
-from ddpm_hf.conversion.layouts import Weights
+from ddpm_hf.conversion.layouts import WHY_NOT_EDM, Weights
 
 TENSORFLOW_FILE: Final = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
+OF_NVIDIA: Final = b"torch_utils.persistence"
+"""The module that NVIDIA's pickles name: it runs the source code that they hold."""
+LOOKED_AT: Final = 65_536
+"""Bytes at the beginning of a file in which they name it, as the network comes first."""
 
 # What numpy's numbers, such as a score noted beside the weights, are pickled with; none of it runs code.
 _MAKE_NUMBER: Final = np.float64(0).__reduce__()[0]
@@ -68,6 +72,11 @@ def read_trained_weights(path: Path) -> TrainedWeights:
             raise ValueError(
                 f"{path} is a trainer's file of lucidrains' denoising-diffusion-pytorch, whose network is another one "
                 "than UNet2DModel, so it cannot be converted"
+            )
+        if isinstance(ema, dict) and "shadow_params" in ema:
+            raise ValueError(
+                f"{path} is a checkpoint of score_sde_pytorch, whose networks are other ones than UNet2DModel, so it "
+                "cannot be converted"
             )
         if not isinstance(ema, dict) or "shadow" not in ema:
             raise ValueError(f"{path} has an entry ema without the average (shadow) that ddpm-torch keeps there")
@@ -129,6 +138,12 @@ def unpickle(path: Path) -> Any:
         raise FileNotFoundError(f"{path} does not exist; give a checkpoint's file or a model's folder")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty; copy it again")
+    with path.open("rb") as file:
+        if OF_NVIDIA in file.read(LOOKED_AT):
+            raise ValueError(
+                f"{path} is a pickle of NVIDIA's EDM or a sister of it, which holds its network's code and would run "
+                f"it, so it is not read; {WHY_NOT_EDM}"
+            )
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddpm_hf.files import sha256_of
-from ddpm_hf.hub.repository import AT_THE_START, retried
+from ddpm_hf.hub.repository import AT_THE_START, api_of, retried
 
 
 def fetched(fetch: Callable[[], Path], repository: str) -> Path:
@@ -31,6 +31,12 @@ def fetched(fetch: Callable[[], Path], repository: str) -> Path:
     if again:
         raise OSError(f"{again[0]} does not hold what {repository} has, even when fetched anew; try again later")
     return folder
+
+
+def files_of(repository: str, revision: str, token: str | None = None) -> list[str]:
+    """The names of all files that a model on the Hub has at a revision."""
+    api = api_of(token)
+    return list(retried(lambda: api.list_repo_files(repository, revision=revision), repository, AT_THE_START))
 
 
 def beyond_index(folder: str | Path) -> Path:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ddpm_hf.hub.repository import AT_THE_START, api_of, retried, told_in_one_sentence
 from ddpm_hf.launch import decided_by_main
-from ddpm_hf.pipeline import DDPMCustomPipeline, check_local_folder, network_in, variants_of
+from ddpm_hf.model_folder import OnlyVariant, check_local_folder
+from ddpm_hf.pipeline import DDPMCustomPipeline
 
 
 def local_folder(model: str, revision: str | None, accelerator: Accelerator) -> tuple[str, str | None]:
@@ -23,12 +23,10 @@ def local_folder(model: str, revision: str | None, accelerator: Accelerator) -> 
     """
 
     def from_hub(revision: str | None) -> Path:
-        with told_in_one_sentence(model):
-            folder = Path(DDPMCustomPipeline.download(model, revision=revision))
-            variant = None if any(network_in(folder).glob("*.safetensors")) else _only_variant(model, folder.name)
-            if variant is not None:
-                folder = Path(DDPMCustomPipeline.download(model, revision=folder.name, variant=variant))
-            return folder
+        try:
+            return Path(DDPMCustomPipeline.download(model, revision=revision))
+        except OnlyVariant as found:
+            return Path(DDPMCustomPipeline.download(model, revision=found.commit, variant=found.variant))
 
     def download(revision: str | None) -> Path:
         check_local_folder(Path(model))
@@ -48,11 +46,3 @@ def local_folder(model: str, revision: str | None, accelerator: Accelerator) -> 
     if not folder.exists():  # on another machine than the main process
         folder = download(folder.name)
     return str(folder), folder.name
-
-
-def _only_variant(model: str, commit: str) -> str | None:
-    """The one variant of which a model on the Hub has weights; None where there are several, or none."""
-    api = api_of(None)
-    names = retried(lambda: api.list_repo_files(model, revision=commit), model, AT_THE_START)
-    found = variants_of(names)
-    return found.pop() if len(found) == 1 else None

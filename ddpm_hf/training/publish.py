@@ -27,7 +27,7 @@ from ddpm_hf.hub.downloads import fetched
 from ddpm_hf.hub.public_files import Files, public, public_files
 from ddpm_hf.hub.push import Push, command_to_finish
 from ddpm_hf.hub.repository import AT_THE_START, PushError, Repository, api_of, explain, retried
-from ddpm_hf.pipeline import network_in
+from ddpm_hf.model_folder import network_in
 from ddpm_hf.training.checkpoint_files import STATE, newest_complete, resealed, step_of
 
 CHECKPOINTS = "checkpoints"
