@@ -4,7 +4,7 @@ Every sampler starts from the same 2,000 noises. FID is against all training ima
 embedded network, of the others, at 16x16, in those of a classifier that is trained first. The models are pipelines in
 one folder; those measured were left by
 
-    train_accelerate.py --output_dir MODELS/digits
+    train_accelerate.py --config benchmarks/digits_adam.yaml --output_dir MODELS/digits
     train_accelerate.py --config fashion_mnist --data.resolution 16 --model.sample_size 16 --training.steps 700
     train_accelerate.py --config fashion_mnist --data.name uoft-cs/cifar10 --data.resolution 16 --model.sample_size 16
         --data.random_flip true --model.in_channels 3 --model.out_channels 3 --training.steps 2500
