@@ -29,7 +29,7 @@ WORST = 0.1
 class Profile(NamedTuple):
     """Which average it is.
 
-    Args:
+    Attributes:
         sigma_rel: Its relative length.
         time: Updates that it has seen, at least 1.
     """

@@ -166,7 +166,7 @@ def test_every_sampler_shows_its_way(model: Model, name: str) -> None:
         early = drawn.way.samples[1]
         assert ((early == 0) | (early == 255)).float().mean() < 0.5
     assert torch.equal(drawn.way.samples[-1], drawn.values)
-    says = ("ddim", "ddpm", "euler", "euler_ancestral", "heun", "kdpm2", "lms")
+    says = ("adams", "ddim", "ddpm", "euler", "euler_ancestral", "heun", "kdpm2", "lms")
     assert (drawn.way.predictions is not None) == (name in says), name
 
 

@@ -66,7 +66,7 @@ def trained(
         assert all(output_grad.abs().max() > 0 for output_grad in unet.conv_out.weight.grad)
         optimizer.step()
         optimizer.zero_grad()
-        batches.learn(batch.t, loss)
+        batches.learn([batch.t], [loss])
         values.append(loss.mean().item())
     return values, unet
 
@@ -154,6 +154,7 @@ def test_plain_diffusers_draws_from_a_network_that_learned_its_variance(unbroken
 
 def test_plain_diffusers_loads_a_posterior_mean_and_refuses_to_draw_by_name(tmp_path: Path) -> None:
     settings = ["--diffusion.prediction_type", "posterior_mean", "--training.loss_weighting", "none"]
+    settings += ["--evaluation.sampler", "ddim"]
     run = finished(tmp_path / "run", "--training.steps", 2, *settings)
     assert json.loads((run / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "posterior_mean"
     with pytest.raises(ValueError, match="posterior_mean"):
