@@ -1,6 +1,8 @@
 """The launcher files, read by the installed accelerate: what each would start."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from accelerate import FullyShardedDataParallelPlugin
@@ -8,6 +10,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from ddpm_hf import UNet2DModel
+from ddpm_hf.training.optimization import shard_by_blocks
 
 FOLDER = Path(__file__).parent.parent / "configs" / "accelerate"
 # name -> processes, machines, mixed precision, and the flag that picks the strategy
@@ -58,6 +61,8 @@ def test_fsdp_shards_the_blocks_of_any_network(down: str, up: str, middle: str |
         down_block_types=("DownBlock2D", down), up_block_types=(up, "UpBlock2D"), mid_block_type=middle,
     )  # fmt: skip
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    accelerator: Any = SimpleNamespace(distributed_type="FSDP", state=SimpleNamespace(fsdp_plugin=plugin))
+    shard_by_blocks(accelerator, network)
     is_sharded = fsdp2_prepare_auto_wrap_policy(plugin, network)
     assert is_sharded is not None
     blocks = {name for name, module in network.named_modules() if is_sharded(module)}

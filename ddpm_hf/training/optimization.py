@@ -111,6 +111,17 @@ def prepare_network(unet: UNet2DModel, training: TrainingConfig) -> None:
         unet.compile()
 
 
+def shard_by_blocks(accelerator: Accelerator, unet: UNet2DModel) -> None:
+    """Let FSDP, where it is asked for, shard each block of the network by itself, unless the launcher names others.
+
+    accelerate's newer versions ask the network; the older ones then shard it as a whole.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = unet._no_split_modules
+
+
 @dataclass(frozen=True)
 class OptimizerOptions:
     """The options given to every optimizer; it may ignore those that it has no use for.

@@ -37,7 +37,14 @@ from ddpm_hf.training.folder import refuse_to_replace
 from ddpm_hf.training.held_out import HeldOutLoss, held_out_images
 from ddpm_hf.training.idle import idle_on, idle_settings, without_effect
 from ddpm_hf.training.needs import check_batch, check_needs
-from ddpm_hf.training.optimization import check_fit, check_optimizer, make_optimizer, objective_of, prepare_network
+from ddpm_hf.training.optimization import (
+    check_fit,
+    check_optimizer,
+    make_optimizer,
+    objective_of,
+    prepare_network,
+    shard_by_blocks,
+)
 from ddpm_hf.training.publish import download_checkpoint
 from ddpm_hf.training.settings import Config
 
@@ -162,6 +169,7 @@ def build(config: Config, accelerator: Accelerator, data: ImageSource | None = N
         place["base_model"] = record["environment"]["base_model"]
 
     prepare_network(unet, training)
+    shard_by_blocks(accelerator, unet)
     model, optimizer = accelerator.prepare(unet, make_optimizer(unet.parameters(), training))
     ema = EMA(unet.parameters(), training.ema_decays, training.ema_sigma_rels)
     state = TrainingState(unet, optimizer, ema, timesteps, accelerator.scaler)
