@@ -1,5 +1,5 @@
-"""Augmentation where images are few: the main job's recipe, shortened, on 200 of the digits, without and with Karras
-et al.'s augmentation.
+"""Augmentation where images are few: the digits' recipe by Adam, shortened, on 200 of the digits, without and with
+Karras et al.'s augmentation.
 
 Mean ± standard deviation over the seeds. Every run is a training run of its own, and what is in the file of results
 already is not run again. FID, precision and recall compare 500 samples with the 500 digits of the test split, none of

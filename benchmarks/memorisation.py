@@ -1,5 +1,5 @@
-"""A model that learns its images by heart is caught, and the main job's is not: the recipe of the digits on all 1,297
-training images, and for as many steps on 100 of them.
+"""A model that learns its images by heart is caught, and one of many images is not: the digits' recipe by Adam on all
+1,297 training images, and for as many steps on 100 of them.
 
 The loss on the 500 held-out images is taken every 100 steps, with the same noise each time. At the end 500 samples and
 the 500 held-out images are compared by their distances to the nearest training image, in the features of the digits
@@ -155,7 +155,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def bars(rows: list[dict[str, Any]]) -> list[Bar]:
-    """The copyist is caught by every sign, the main job by none."""
+    """The copyist is caught by every sign, the model of all images by none."""
     found = []
     for row in rows:
         is_small, what = row["images"] == min(SPLITS), f"Memorisation, {row['images']:,} digits"

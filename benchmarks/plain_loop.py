@@ -24,14 +24,12 @@ class PlainSettings:
         warmup_steps: of the learning rate.
         beta_schedule: of diffusers' DDPMScheduler.
         prediction_type: epsilon or v_prediction.
-        ema_power: of the average's warm-up; at step n its decay is 1 - (1 + n)^-power.
     """
 
     learning_rate: float = 1e-4
     warmup_steps: int = 500
     beta_schedule: str = "linear"
     prediction_type: str = "epsilon"
-    ema_power: float = 3 / 4
 
 
 EXAMPLE = PlainSettings()
@@ -66,9 +64,7 @@ class PlainLoop:
         self.lr_scheduler = get_scheduler(
             "cosine", self.optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=steps
         )
-        self.ema = EMAModel(
-            unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=settings.ema_power
-        )
+        self.ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
         loader = torch.utils.data.DataLoader(
             torch.utils.data.TensorDataset(images), batch_size, shuffle=True, drop_last=True
         )

@@ -4,7 +4,7 @@ example (`plain_loop.py`), with the same network, batch size and sampler.
 The quality is FID of 10,000 images, drawn by UniPC in 10 steps, against all training images: of the digits in the
 features of the embedded network, of Fashion-MNIST and CIFAR-10 at 16x16 in those of a small classifier that is trained
 first. Every length is a run of its own, whose learning rate falls to zero within it. The plain loop is tuned on seed 0,
-one setting after the other: learning rate, betas and prediction, warm-up, average, and the learning rate again.
+one setting after the other: learning rate, betas and prediction, and the learning rate again.
 
 A ratio is the plain loop's images over those that our curve needs to the same mean FID; its interval holds 95% of the
 ratios of seeds drawn anew. Seconds are steps times what a step takes, measured in turn on one thread.
@@ -60,6 +60,7 @@ TUNING: tuple[tuple[dict[str, Any], ...], ...] = (
     ({"learning_rate": 1e-3}, {"learning_rate": 4e-3}),
 )
 """Changes to the best so far, one after the other."""
+TUNED = tuple(asdict(START))
 OUR_WAYS: dict[str, tuple[str, ...]] = {
     "ours": (),
     "before": (
@@ -158,7 +159,9 @@ class Measurements:
         settings = [*self.settings, *self.extractor, "--training.steps", str(PACE_STEPS)]
         recipe = RECIPES / self.problem.recipe
         ways = {way: partial(in_new_process, our_pace, [*settings, *ours], recipe) for way, ours in OUR_WAYS.items()}
-        ms = in_turn({**ways, "plain": partial(in_new_process, plain_pace, settings, recipe)}, PACE_ROUNDS, True)
+        ms = in_turn(
+            {**ways, "plain": partial(in_new_process, plain_pace, settings, recipe)}, PACE_ROUNDS, is_warm=True
+        )
         for way in OUR_WAYS:
             row = {"problem": self.name, "way": "pace", "of": way, "ms": statistics.median(ms[way])}
             self.record.add({**row, **ratio_of(ms["plain"], ms[way])})
@@ -193,8 +196,6 @@ class Measurements:
         if found is None:
             diffusion = ["--diffusion.beta_schedule", settings.beta_schedule]
             diffusion += ["--diffusion.prediction_type", settings.prediction_type]
-            if settings.prediction_type == "epsilon":
-                diffusion += ["--training.loss_weighting", "none"]
             with tempfile.TemporaryDirectory() as folder:
                 config = self._config([*self._of(seed, steps), *diffusion], Path(folder))
                 fid = plain_fid(config, settings, self.accelerator)
@@ -299,9 +300,6 @@ def _section(problem: str, rows: list[dict[str, Any]]) -> str:
     ]
     parts += [f"{problem}: the plain loop's settings, seed 0.", table([*TUNED, "FID"], tuning)]
     return "\n\n".join(parts)
-
-
-TUNED = ("learning_rate", "warmup_steps", "beta_schedule", "prediction_type", "ema_power")
 
 
 def _fids(seeds: list[dict[str, Any]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +141,20 @@ def test_the_features_are_a_file_that_the_extractor_loads(tmp_path: Path) -> Non
     images, labels = torch.randint(256, (256, 1, 16, 16), dtype=torch.uint8), torch.arange(256) % 10
     extractor = load_extractor(str(trained_features(ImageData("", images, labels), tmp_path / "features.pt")))
     assert extractor(images[:3]).shape == (3, 64)
+
+
+def test_ours_is_on_every_problem_what_the_recipe_of_the_digits_has() -> None:
+    """The other problems' own recipe has another optimizer, so its settings are written out."""
+    recipe, other = (
+        parse_config([], quality.RECIPES / f"{name}.yaml").training for name in ("digits", "fashion_mnist")
+    )
+    ours = parse_config(list(quality.MUON), quality.RECIPES / "fashion_mnist.yaml").training
+    names = ("optimizer", "learning_rate", "betas", "lr_schedule", "warmup_steps", "loss_weighting", "ema_decay")
+    assert [getattr(ours, name) for name in names] == [getattr(recipe, name) for name in names]
+    assert other.optimizer != ours.optimizer
+
+
+def test_before_is_the_recipe_of_before() -> None:
+    before = parse_config(list(quality.OUR_WAYS["before"]), quality.RECIPES / "digits.yaml").training
+    earlier = parse_config([], quality.RECIPES.parents[1] / "benchmarks" / "digits_adam.yaml").training
+    assert replace(before, steps=earlier.steps) == earlier
