@@ -1,88 +1,38 @@
 """ddpm-hf-evaluate: from folders, files and data sets of images to scores that can be made again."""
 
-import errno
-import io
 import json
-import os
-from collections.abc import Callable
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ddpm_hf import DDPMCustomPipeline, DDPMScheduler, UNet2DModel
-from ddpm_hf.cli import evaluate, sample
+from ddpm_hf.cli import sample
 from ddpm_hf.cli.compared import described_reference
 from ddpm_hf.cli.evaluate import EvaluateConfig
 from ddpm_hf.data.sample_sets import load_images
 from ddpm_hf.data.settings import DataConfig
 from ddpm_hf.data.sources import load_cached_images
-from ddpm_hf.images import CAPTION, save_png, to_pil
+from ddpm_hf.images import CAPTION
 from ddpm_hf.metrics import DigitsFeatures, frechet_distance, manifolds
-from ddpm_hf.metrics.bits_per_dim import bits_per_dim
 from ddpm_hf.metrics.extractors import load_extractor
 from ddpm_hf.metrics.memorisation import copying_test
 from ddpm_hf.metrics.results import nearest_picture
 from ddpm_hf.pixels import PixelFormat
-from tests.runs import Fault, Started
-
-WITHOUT_INCEPTION = pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="it would be downloaded")
+from tests.cli.scored import fakes, refusal, results, statistics, values, write
+from tests.runs import Started
 
 REAL = load_cached_images(DataConfig(split="train[:300]")).images
 """The reference of most tests."""
 
 
-def fakes(number: int = 60, seed: int = 0, noise: int = 40) -> Tensor:
-    """Digits of the test part with noise, uint8."""
-    digits = load_cached_images(DataConfig(split="test")).images[seed * number : (seed + 1) * number]
-    generator = torch.Generator().manual_seed(seed)
-    return (digits.int() + torch.randint(-noise, noise + 1, digits.shape, generator=generator)).clamp(0, 255).byte()
-
-
-def write(folder: Path, images: Tensor) -> Path:
-    for i, image in enumerate(to_pil(images)):
-        save_png(image, folder / "000000" / f"{i:06d}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("samples") / "png", fakes())
-
-
-def start(output: Path, *arguments: object, processes: int = 1, fault: Fault | None = None) -> Started:
-    usual = ["--reference", "digits", "--reference_split", "train[:300]", "--extractor", "digits", "--threads", 1]
-    return Started([*usual, *arguments], output, processes, fault, main=evaluate.main)
-
-
-def results(output: Path, *arguments: object, processes: int = 1) -> dict[str, Any]:
-    run = start(output, *arguments, processes=processes)
-    assert run.wait() == [0] * processes, run.said()
-    found: dict[str, Any] = json.loads((output / "metrics.json").read_text())
-    return found
-
-
-def values(output: Path, *arguments: object, processes: int = 1) -> dict[str, float]:
-    """The scores of the one set of samples."""
-    scores = results(output, *arguments, processes=processes)["scores"]
-    return {name: value for name, entry in scores.items() for value in entry.values()}
-
-
-def refusal(output: Path, *arguments: object) -> str:
-    """The one sentence of a command that ends with status 2."""
-    run = start(output, *arguments)
-    assert run.wait() == [2], run.said()
-    sentences = [line for line in run.said().splitlines() if "error:" in line]
-    assert len(sentences) == 1, run.said()
-    assert "Traceback" not in run.said()
-    return sentences[0].partition("error: ")[2]
 
 
 ALL = ("--metrics", "fid", "kid", "is", "precision_recall", "density_coverage")
@@ -354,258 +304,3 @@ def test_samples_of_another_type_than_the_reference_are_one_sentence(samples: Pa
     np.savez(tmp_path / "float.npz", arr_0=np.zeros((20, 8, 8, 1), np.float32))
     said = refusal(tmp_path / "c", "--samples", tmp_path / "float.npz", "--reference", tmp_path / "float.npz")
     assert "hold float32 values from 0 to 0, which have no range of their own; give --reference_value_range" in said
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    blocks = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
-    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **blocks, **kinds)
-    folder = tmp_path_factory.mktemp("model")
-    DDPMCustomPipeline(unet.eval(), DDPMScheduler(num_train_timesteps=20)).save_pretrained(folder)
-    return folder
-
-
-BITS = ("--metrics", "bits_per_dim", "--reference_split", "test[:5]", "--batch_size", 2)
-
-
-def test_bits_per_dim_of_a_model_on_two_processes_as_on_one(model: Path, tmp_path: Path) -> None:
-    one = results(tmp_path / "one", "--model", model, *BITS)
-    assert results(tmp_path / "two", "--model", model, *BITS, processes=2) == one
-    (score,) = one["scores"]["bits_per_dim"].values()
-    with np.load(tmp_path / "one" / "bits_per_dim.npz") as file:
-        found, terms = file["values"], file["terms"]
-    assert (found.shape, terms.shape) == ((5,), (5, 21))
-    assert score == pytest.approx(found.mean())
-    assert np.allclose(terms.sum(axis=1), found)
-    pipe, images = DDPMCustomPipeline.from_pretrained(model), load_cached_images(DataConfig(split="test[:5]")).images
-    assert score == pytest.approx(bits_per_dim(pipe, images, batch_size=2).mean, rel=1e-6)
-    assert (tmp_path / "one" / "bits_per_dim.png").exists()
-
-
-def test_bits_per_dim_are_those_of_the_models_own_type(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    blocks = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
-    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **blocks, **kinds).eval()
-    for name, pixels in (("deep", PixelFormat.whole("uint16")), ("real", PixelFormat("float32", (0.0,), (1.0,)))):
-        pipe = DDPMCustomPipeline(unet, DDPMScheduler(num_train_timesteps=20), pixels.to_dict())
-        pipe.save_pretrained(tmp_path / name)
-    common, deep = [*BITS, "--likelihood", "estimate"], tmp_path / "deep"
-    assert "makes uint16 images and digits has uint8 ones" in refusal(tmp_path / "no", "--model", deep, *common)
-    found = results(tmp_path / "bits", "--model", deep, *common, "--reference_dtype", "uint16")
-    assert found["scores"]["bits_per_dim"][str(deep)] > 8
-    said = refusal(tmp_path / "no", "--model", tmp_path / "real", *common)
-    assert "the images are float32, and bits are defined for whole numbers" in said
-
-
-@pytest.mark.parametrize("method", ["estimate", "ode"])
-def test_bits_per_dim_by_quicker_ways(model: Path, tmp_path: Path, method: str) -> None:
-    options = ["--ode_rtol", 0.01, "--ode_atol", 0.01] if method == "ode" else []
-    found = results(tmp_path / "bits", "--model", model, *BITS, "--likelihood", method, *options)
-    assert found["network_evaluations"] == 11 if method == "estimate" else 10 < found["network_evaluations"] < 200
-    assert f"asked {found['network_evaluations']:g} times" in found["notes"][0]
-    assert np.isfinite(found["scores"]["bits_per_dim"][str(model)])
-    assert found["errors"]["bits_per_dim"][str(model)] > 0
-    assert found["num_images"] == {str(model): 5}
-    assert not (tmp_path / "bits" / "bits_per_dim.png").exists()
-
-
-def test_a_fixed_grid_asks_twice_a_step(model: Path, tmp_path: Path) -> None:
-    found = results(tmp_path / "bits", "--model", model, *BITS, "--likelihood", "ode", "--ode_steps", 4)
-    assert (found["network_evaluations"], found["ode_steps"]) == (7, 4)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--metrics", "bits_per_dim"], "bits_per_dim scores a --model"),
-        ([*BITS, "--model", "m", "--ode_rtol", 0.01], "ode_rtol is 0.01 and is for --metrics bits_per_dim --likel"),
-        ([*BITS, "--model", "m", "--likelihood", "ode", "--ode_atol", 0], "ode_atol is 0.0 and must be from 1e-10 to"),
-        (["--metrics", "bits_per_dim", "fid", "--model", "x"], "--metrics bits_per_dim alone"),
-        ([*BITS, "--model", "nobody/nothing"], "nobody/nothing"),
-        ([*BITS, "--model", "{model}", "--reference_resolution", 16], "makes images of (1, 8, 8) and digits has"),
-    ],
-)
-def test_a_model_that_cannot_be_scored_is_one_sentence(
-    model: Path, tmp_path: Path, arguments: list[object], sentence: str
-) -> None:
-    assert sentence in refusal(tmp_path / "bits", *(str(argument).format(model=model) for argument in arguments))
-
-
-def half_a_png(folder: Path) -> Path:
-    write(folder, fakes(10))
-    content = io.BytesIO()
-    to_pil(fakes(1))[0].save(content, "PNG")
-    (folder / "000000" / "000005.png").write_bytes(content.getvalue()[:50])
-    return folder
-
-
-def mixed_sizes(folder: Path) -> Path:
-    write(folder, fakes(10))
-    Image.new("L", (9, 8)).save(folder / "000000" / "zz.png")
-    return folder
-
-
-def grey_and_colour(folder: Path) -> Path:
-    write(folder, fakes(10))
-    Image.new("RGB", (8, 8)).save(folder / "000000" / "zz.png")
-    return folder
-
-
-def in_colour(folder: Path) -> Path:
-    return write(folder, fakes(10).expand(-1, 3, -1, -1))
-
-
-def not_numbers(folder: Path) -> Path:
-    folder.mkdir()
-    np.savez(folder / "x.npz", arr_0=np.full((9, 8, 8, 1), np.nan))
-    return folder / "x.npz"
-
-
-def several_arrays(folder: Path) -> Path:
-    folder.mkdir()
-    np.savez(folder / "x.npz", real=np.zeros((9, 8, 8, 1), np.uint8), drawn=np.zeros((9, 8, 8, 1), np.uint8))
-    return folder / "x.npz"
-
-
-def empty(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (empty, "holds no images; expected images, or a zip, tar, .npz, .npy or parquet of them"),
-        (lambda folder: folder / "nowhere", "is no file or folder of images"),
-        (mixed_sizes, "zz.png) of"),
-        (grey_and_colour, "is in colour and the first one is grey; all must have one size, type and colour"),
-        (half_a_png, "row 5 (000000/000005.png): image file is truncated; repair them, or take them out"),
-        (lambda folder: write(folder, fakes(3)), "holds 3 images, and 4 are wanted"),
-        (in_colour, "has images of (3, 8, 8) and digits of (1, 8, 8)"),
-        (not_numbers, "9 of the 9 images of"),
-        (several_arrays, "x.npz holds several arrays of images, real, drawn"),
-    ],
-    ids=lambda value: value.__name__ if callable(value) else "",
-)
-def test_samples_that_cannot_be_scored_are_one_sentence(
-    tmp_path: Path, make: Callable[[Path], Path], sentence: str
-) -> None:
-    assert sentence in refusal(tmp_path / "scores", "--samples", make(tmp_path / "samples"))
-    assert not (tmp_path / "scores").exists()
-
-
-def statistics(folder: Path, **changes: Any) -> Path:
-    content = {"mu": np.zeros(64), "sigma": np.eye(64)} | changes
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "reference.npz", **content)
-    return folder / "reference.npz"
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"extractor_sha256": np.array("0" * 64)}, "is of the extractor with the SHA-256 000000000000..., and digits"),
-        ({"image_shape": np.array((3, 32, 32))}, "is of images of (3, 32, 32), and the samples are (1, 8, 8)"),
-        ({"mu": np.zeros(2048), "sigma": np.eye(2048)}, "has 2048 features an image, and digits 64"),
-        ({"mu": np.zeros(63)}, "holds mu of (63,) and sigma of (64, 64)"),
-        ({"mu": np.full(64, np.nan)}, "holds numbers that are not finite"),
-        ({"mu": np.array([object()])}, "cannot be read as an .npz of arrays"),
-    ],
-)
-def test_statistics_of_something_else_are_one_sentence(
-    samples: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
-) -> None:
-    file = statistics(tmp_path, **changes)
-    said = refusal(tmp_path / "scores", "--samples", samples, "--metrics", "fid", "--reference", file)
-    assert sentence in said
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--metrics", "fdi"], "metrics"),
-        (["--metrics"], "metrics is empty"),
-        (["--num_images", 3], "num_images is 3, and the metrics need at least 4"),
-        (["--num_images", 61], "holds 60 images, and 61 are wanted"),
-        (["--compare", "a", "b"], "either by --samples ONE or by --compare SEVERAL"),
-        (
-            ["--reference_split", "validation"],
-            "(see --reference: a file, a folder or a Hub id, with a token in HF_TOKEN",
-        ),
-        (["--reference_resolution", 16], "give --reference_resolution 8 --reference_channels 1"),
-        (["--reference_split", "train[:3]"], "digits holds 3 images, and the metrics need 4"),
-        (["--extractor", "nothing"], "the extractor 'nothing' is not one of digits, pixels, inception"),
-        pytest.param(["--extractor", "inception"], "run 'pip install ddpm-hf[inception]'", marks=WITHOUT_INCEPTION),
-        (["--bootstrap", 1], "bootstrap is 1 and must be 0 or at least 2"),
-        (["--save_statistics", "x.json"], "must end with .npz"),
-        (["--reference", "{statistics}"], "the metric 'precision_recall' needs the images of the reference"),
-        (["--output", "/proc/scores"], "/proc/scores"),
-    ],
-)
-def test_wrong_settings_are_one_sentence(samples: Path, tmp_path: Path, arguments: list[object], sentence: str) -> None:
-    given = [str(argument).format(statistics=statistics(tmp_path / "reference")) for argument in arguments]
-    assert sentence in refusal(tmp_path / "scores", "--samples", samples, *given)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_that_cannot_be_written_is_one_sentence(samples: Path, tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
-    assert "Permission denied" in refusal(tmp_path / "locked" / "scores", "--samples", samples)
-
-
-def a_full_disk_for_pictures() -> None:
-    from ddpm_hf.cli import scoring
-
-    def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    scoring.save_png = full
-
-
-def a_full_disk() -> None:
-    from ddpm_hf.cli import scoring
-
-    a_full_disk_for_pictures()
-    scoring.write_json = scoring.write_text = scoring.save_png
-
-
-def test_what_cannot_be_written_beside_the_scores_is_named(samples: Path, tmp_path: Path) -> None:
-    output, statistics = tmp_path / "scores", tmp_path / "new" / "folder" / "statistics.npz"
-    run = start(
-        output,
-        "--samples",
-        samples,
-        "--save_statistics",
-        statistics,
-        "--metrics",
-        "fid",
-        fault=a_full_disk_for_pictures,
-    )
-    assert run.wait() == [1], run.said()
-    assert f"{output / 'nearest.png'} could not be written (No space left on device)" in run.said()
-    found = json.loads((output / "metrics.json").read_text())["scores"]["fid"][str(samples)]
-    assert f"| {found:.4g} ±" in run.said()
-    assert statistics.exists()
-
-
-def test_scores_that_cannot_be_written_are_printed(samples: Path, tmp_path: Path) -> None:
-    run = start(tmp_path / "scores", "--samples", samples, "--metrics", "fid", "--bootstrap", 0, fault=a_full_disk)
-    assert run.wait() == [1], run.said()
-    assert f"| {samples} | 60 | " in run.said()
-    for name in ("metrics.json", "table.md", "nearest.png"):
-        assert f"{tmp_path / 'scores' / name} could not be written (No space left on device)" in run.said()
-
-
-def test_a_place_for_statistics_that_cannot_be_is_refused_first(samples: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder.npz").mkdir()
-    for place, said in (
-        ("file/statistics.npz", "as {}/file is no folder"),
-        ("folder.npz", "is a folder and must be a"),
-    ):
-        asked = ["--samples", samples, "--save_statistics", tmp_path / place]
-        assert said.format(tmp_path) in refusal(tmp_path / "scores", *asked)
-    assert not (tmp_path / "scores").exists()
