@@ -217,6 +217,15 @@ def test_the_folder_of_a_single_unet(tmp_path: Path, capsys: pytest.CaptureFixtu
         ({"attention_head_dim": 8}, None, "attention_head_dim=8"),
         ({"num_class_embeds": 10}, None, "num_class_embeds=10"),
         ({"norm_num_groups": 16}, None, "norm_num_groups=16, where it has 32"),
+        ({"patch_size": 2}, None, "patch_size=2, where it has 1"),
+        (
+            {
+                "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+                "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            },
+            None,
+            "residual blocks that change the resolution",
+        ),
         ({}, DDPMScheduler(beta_schedule="squaredcos_cap_v2"), "beta_schedule='squaredcos_cap_v2'"),
         ({}, DDPMScheduler(prediction_type="v_prediction"), "prediction_type='v_prediction'"),
         ({}, DDPMScheduler(trained_betas=[0.1] * 1000), "trained_betas of its own"),
