@@ -24,10 +24,7 @@ def save_curve(path: Path, values: Mapping[int, float], score: ScoreKind, held_o
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(list(values), list(values.values()), marker="o")
-    best = (max if score.higher_is_better else min)(values, key=lambda step: values[step])
-    extreme = "highest" if score.higher_is_better else "lowest"
-    axes.set_title(f"{extreme}: {values[best]:.4g} at step {best}")
+    _draw_with_best(axes, values, score, "step")
     if held_out is not None:
         axes.axhline(held_out, linestyle="--", color="grey", label=f"held-out images: {held_out:.4g}")
         axes.legend()
@@ -53,10 +50,7 @@ def save_scan(path: Path, values: Mapping[float, float], score: ScoreKind, other
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(list(values), list(values.values()), marker="o")
-    best = (max if score.higher_is_better else min)(values, key=lambda length: values[length])
-    extreme = "highest" if score.higher_is_better else "lowest"
-    axes.set_title(f"{extreme}: {values[best]:.4g} at sigma_rel {best:g}")
+    _draw_with_best(axes, values, score, "sigma_rel")
     for (name, value), colour in zip(others.items(), ("tab:orange", "grey"), strict=False):
         axes.axhline(value, linestyle="--", color=colour, label=f"{name}: {value:.4g}")
     if others:
@@ -64,6 +58,14 @@ def save_scan(path: Path, values: Mapping[float, float], score: ScoreKind, other
     axes.set(xlabel="sigma_rel: length of the average over that of the run", ylabel=score.title)
     axes.grid(visible=True, alpha=0.3)
     _write(figure, path)
+
+
+def _draw_with_best(axes: Any, values: Mapping[Any, float], score: ScoreKind, name: str) -> None:
+    """Values of a score over what has a name, with the best of them in the title."""
+    axes.plot(list(values), list(values.values()), marker="o")
+    best = (max if score.higher_is_better else min)(values, key=lambda place: values[place])
+    extreme = "highest" if score.higher_is_better else "lowest"
+    axes.set_title(f"{extreme}: {values[best]:.4g} at {name} {best}")
 
 
 def save_losses(path: Path, training: Mapping[int, float], held_out: Mapping[int, float]) -> None:
